@@ -20,7 +20,10 @@ pub struct BootTimer {
 impl BootTimer {
     /// A timer that asks `clock` for the wall time and the CPU time since the start.
     pub fn new(clock: impl Fn() -> (Duration, Duration) + Send + 'static) -> Self {
-        Self { clock: Box::new(clock), done: false }
+        Self {
+            clock: Box::new(clock),
+            done: false,
+        }
     }
 }
 

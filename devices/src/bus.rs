@@ -81,12 +81,18 @@ impl Bus {
         let Some(extent) = len.checked_sub(1) else {
             return Err(BusError::Empty { base });
         };
-        let last = base.checked_add(extent).ok_or(BusError::Overflow { base, len })?;
+        let last = base
+            .checked_add(extent)
+            .ok_or(BusError::Overflow { base, len })?;
         let at = self.slots.partition_point(|slot| slot.last < base);
         if let Some(next) = self.slots.get(at)
             && next.base <= last
         {
-            return Err(BusError::Overlap { base, len, other: next.base });
+            return Err(BusError::Overlap {
+                base,
+                len,
+                other: next.base,
+            });
         }
         self.slots.insert(at, Slot { base, last, device });
         Ok(())
@@ -121,7 +127,9 @@ impl Bus {
     /// The slot that holds all `len` bytes at `address`, and the offset in it.
     fn find(&self, address: u64, len: usize) -> Option<(&Slot, u64)> {
         let last = address.checked_add(u64::try_from(len).ok()?.checked_sub(1)?)?;
-        let slot = self.slots.get(self.slots.partition_point(|slot| slot.last < address))?;
+        let slot = self
+            .slots
+            .get(self.slots.partition_point(|slot| slot.last < address))?;
         (slot.base <= address && last <= slot.last).then(|| (slot, address - slot.base))
     }
 }
@@ -184,14 +192,21 @@ mod tests {
         assert_eq!(bus.insert(8, 0, probe(0)), Err(BusError::Empty { base: 8 }));
         assert_eq!(
             bus.insert(u64::MAX, 2, probe(0)),
-            Err(BusError::Overflow { base: u64::MAX, len: 2 })
+            Err(BusError::Overflow {
+                base: u64::MAX,
+                len: 2
+            })
         );
         bus.insert(u64::MAX, 1, probe(0)).unwrap();
         bus.insert(0x10, 0x10, probe(0)).unwrap();
         for (base, len) in [(0x10, 1), (0x1f, 1), (0, 0x11), (0, 0x100), (0x18, 4)] {
             assert_eq!(
                 bus.insert(base, len, probe(0)),
-                Err(BusError::Overlap { base, len, other: 0x10 })
+                Err(BusError::Overlap {
+                    base,
+                    len,
+                    other: 0x10
+                })
             );
         }
     }

@@ -30,7 +30,9 @@ impl I8042 {
 
     /// A controller that reports a reset to `events`.
     pub fn new(events: EventSink) -> Self {
-        Self { controller: I8042Device::new(ResetLine(events)) }
+        Self {
+            controller: I8042Device::new(ResetLine(events)),
+        }
     }
 }
 

@@ -15,9 +15,8 @@ const SLEEP_CONTROL: u64 = 0;
 const RESET: u64 = 2;
 
 /// Bit 5 of the sleep control register starts the transition; bits 2 to 4 hold the type.
-const SLEEP_ENABLE: u8 = 1 << 5;
-const SLEEP_TYPE_SHIFT: u8 = 2;
-const SLEEP_TYPE_MASK: u8 = 0b111;
+const SLEEP_CONTROL_BITS: u8 = 0b11_1100;
+const ENTER_S5: u8 = (1 << 5) | (S5_SLEEP_TYPE << 2);
 
 /// The device behind the three ports.
 #[derive(Debug)]
@@ -44,10 +43,8 @@ impl BusDevice for AcpiPower {
     fn write(&mut self, offset: u64, data: &[u8]) {
         let &[value] = data else { return };
         match offset {
-            SLEEP_CONTROL if value & SLEEP_ENABLE != 0 => {
-                if (value >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK == S5_SLEEP_TYPE {
-                    self.events.report(GuestEvent::PowerOff);
-                }
+            SLEEP_CONTROL if value & SLEEP_CONTROL_BITS == ENTER_S5 => {
+                self.events.report(GuestEvent::PowerOff);
             }
             RESET if value == RESET_VALUE => self.events.report(GuestEvent::Reset),
             _ => {}
@@ -74,7 +71,10 @@ mod tests {
 
     #[test]
     fn s5_with_the_enable_bit_powers_off() {
-        assert_eq!(events_of(&[(0, &[(5 << 2) | (1 << 5)])]), [GuestEvent::PowerOff]);
+        assert_eq!(
+            events_of(&[(0, &[(5 << 2) | (1 << 5)])]),
+            [GuestEvent::PowerOff]
+        );
     }
 
     #[test]
@@ -84,7 +84,10 @@ mod tests {
 
     #[test]
     fn the_reset_register_takes_its_one_value() {
-        assert_eq!(events_of(&[(2, &[0]), (2, &[2]), (2, &[1])]), [GuestEvent::Reset]);
+        assert_eq!(
+            events_of(&[(2, &[0]), (2, &[2]), (2, &[1])]),
+            [GuestEvent::Reset]
+        );
     }
 
     #[test]

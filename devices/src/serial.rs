@@ -61,7 +61,9 @@ impl Serial {
     ///
     /// If that is fewer than given, the rest has to be offered again after `room` was raised.
     pub fn push_input(&mut self, input: &[u8]) -> usize {
-        let taken = input.len().min(INPUT_LIMIT - self.waiting.len().min(INPUT_LIMIT));
+        let taken = input
+            .len()
+            .min(INPUT_LIMIT - self.waiting.len().min(INPUT_LIMIT));
         self.waiting.extend(input.iter().take(taken));
         self.refused |= taken < input.len();
         self.fill_fifo();
@@ -71,11 +73,17 @@ impl Serial {
     /// Moves waiting input to the UART, as much as it takes.
     fn fill_fifo(&mut self) {
         let mut chunk = [0; FIFO_SIZE];
-        let count = self.waiting.len().min(self.uart.fifo_capacity()).min(FIFO_SIZE);
+        let count = self
+            .waiting
+            .len()
+            .min(self.uart.fifo_capacity())
+            .min(FIFO_SIZE);
         for (slot, byte) in chunk.iter_mut().zip(&self.waiting) {
             *slot = *byte;
         }
-        let Some(chunk) = chunk.get(..count).filter(|chunk| !chunk.is_empty()) else { return };
+        let Some(chunk) = chunk.get(..count).filter(|chunk| !chunk.is_empty()) else {
+            return;
+        };
         // In loopback mode nothing is taken and the input goes on waiting.
         let taken = self.uart.enqueue_raw_bytes(chunk).unwrap_or(0);
         self.waiting.drain(..taken);
@@ -96,7 +104,9 @@ impl BusDevice for Serial {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let (&[byte], Ok(offset)) = (data, u8::try_from(offset)) else { return };
+        let (&[byte], Ok(offset)) = (data, u8::try_from(offset)) else {
+            return;
+        };
         if let Err(error) = self.uart.write(offset, byte)
             && !self.lost_output
         {
@@ -147,7 +157,12 @@ mod tests {
         let (irqs, irq) = counter();
         let (rooms, room) = counter();
         let sink = Sink::default();
-        (Serial::new(irq, Box::new(sink.clone()), room), sink, irqs, rooms)
+        (
+            Serial::new(irq, Box::new(sink.clone()), room),
+            sink,
+            irqs,
+            rooms,
+        )
     }
 
     fn get(serial: &mut Serial, offset: u64) -> u8 {

@@ -1,2 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder while the workspace is laid out.
+//! Virtio devices and what carries them to the guest.
+//!
+//! From the guest inwards: a [`transport`] decodes register accesses and keeps the device status;
+//! at DRIVER_OK it hands frozen [`Queue`]s to a [`VirtioDevice`]; the device moves them to a
+//! worker thread of its own, which serves them until the device is stopped and gives their state
+//! back. Pause, reset and snapshot are all that one stop.
+//!
+//! All of it takes the guest to be hostile: what is read from guest memory is checked where it is
+//! read, and a ring that makes no sense stops its device and nothing else.
+
+pub mod block;
+mod device;
+mod memory;
+pub mod net;
+mod queue;
+mod signals;
+pub mod transport;
+mod worker;
+
+pub use device::{StartContext, StartError, StartedQueue, VirtioDevice, feature};
+pub use memory::{GuestMemory, IoBuffers};
+pub use queue::{Buffer, Buffers, Chain, Queue, QueueError, QueueState};
+pub use signals::DeviceSignals;
+pub use worker::{Backend, Worker};

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What makes a virtio device, as its transport sees it.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestMemory;
+use crate::queue::{Queue, QueueState};
+use crate::signals::DeviceSignals;
+
+/// Feature bits that belong to the ring and the transport (virtio 1.3, section 6).
+pub mod feature {
+    /// A descriptor may point to a table of descriptors.
+    pub const INDIRECT_DESC: u64 = 1 << 28;
+    /// Both sides say how far the other may go before it has to notify.
+    pub const EVENT_IDX: u64 = 1 << 29;
+    /// The device follows version 1 of the standard.
+    pub const VERSION_1: u64 = 1 << 32;
+
+    /// What every device here offers.
+    pub const COMMON: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
+}
+
+/// Why a device did not start; the chain of sources is for the log.
+pub type StartError = Box<dyn Error + Send + Sync>;
+
+/// A queue the driver has set up, and the event that its notifications arrive on.
+#[derive(Debug)]
+pub struct StartedQueue {
+    /// The queue, checked and frozen.
+    pub queue: Queue,
+    /// Written for each notification by the driver.
+    pub kick: Arc<EventFd>,
+}
+
+/// What a device gets when its driver is ready.
+#[derive(Debug)]
+pub struct StartContext {
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// The feature bits that both sides agreed on.
+    pub features: u64,
+    /// One entry for each queue size that the device names, in that order; `None` where the
+    /// driver left the queue unused.
+    pub queues: Vec<Option<StartedQueue>>,
+    /// The way back to the driver.
+    pub signals: DeviceSignals,
+}
+
+/// A virtio device.
+///
+/// ```text
+///   created --start--> running --stop--> stopped --start--> running ...
+/// ```
+///
+/// The transport calls `start` when the driver sets DRIVER_OK (or when a paused machine goes on)
+/// and `stop` for a reset, a pause or the end of the machine. Between the two the device's worker
+/// owns the queues; the other methods may be called at any time.
+pub trait VirtioDevice: Send {
+    /// The device ID (virtio 1.3, section 5).
+    fn device_type(&self) -> u32;
+
+    /// The feature bits that the device offers beside [`feature::COMMON`].
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue, in descriptors: powers of two up to 32768.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Fills `data` from the configuration space; bytes outside it read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Takes a write to the configuration space; what cannot be written is ignored.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// Starts to serve the queues.
+    ///
+    /// # Errors
+    ///
+    /// The device cannot work; the transport then sets DEVICE_NEEDS_RESET.
+    fn start(&mut self, context: StartContext) -> Result<(), StartError>;
+
+    /// Finishes what is in flight and returns the state of each queue, in the order of
+    /// `queue_sizes`; `None` for a queue that was not in use. Empty if the device does not run.
+    fn stop(&mut self) -> Vec<Option<QueueState>>;
+}
+
+/// Copies what `config` holds at `offset` to `data`, and zeroes where it ends.
+pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let tail = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..));
+    for (to, from) in data.iter_mut().zip(tail.unwrap_or_default()) {
+        *to = *from;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn config_bytes_end_in_zeroes() {
+        let config = [1, 2, 3, 4];
+        for (offset, expected) in [
+            (0, [1, 2, 3]),
+            (2, [3, 4, 0]),
+            (4, [0; 3]),
+            (100, [0; 3]),
+            (u64::MAX, [0; 3]),
+        ] {
+            let mut data = [9; 3];
+            read_config_bytes(&config, offset, &mut data);
+            assert_eq!(data, expected, "at {offset}");
+        }
+    }
+}

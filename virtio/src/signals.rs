@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a device tells its driver out of turn: used buffers, a changed configuration, a failure.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use brume_devices::Interrupt;
+
+/// Interrupt status bit: a queue has used buffers (virtio 1.3, section 4.2.2).
+const USED_BUFFER: u32 = 1;
+/// Interrupt status bit: the configuration space has changed.
+const CONFIG_CHANGE: u32 = 2;
+
+#[derive(Debug, Default)]
+struct Shared {
+    interrupt_status: AtomicU32,
+    config_generation: AtomicU32,
+    needs_reset: AtomicBool,
+}
+
+/// The line from a device's worker to its transport. Clones are the same line.
+#[derive(Clone, Debug)]
+pub struct DeviceSignals {
+    shared: Arc<Shared>,
+    line: Interrupt,
+}
+
+impl DeviceSignals {
+    /// Signals that end in `line`.
+    pub fn new(line: Interrupt) -> Self {
+        Self {
+            shared: Arc::default(),
+            line,
+        }
+    }
+
+    /// Tells the driver that buffers were used.
+    pub fn used_buffers(&self) {
+        self.shared
+            .interrupt_status
+            .fetch_or(USED_BUFFER, Ordering::SeqCst);
+        self.line.raise();
+    }
+
+    /// Tells the driver that the configuration space has changed.
+    pub fn config_changed(&self) {
+        self.shared.config_generation.fetch_add(1, Ordering::SeqCst);
+        self.shared
+            .interrupt_status
+            .fetch_or(CONFIG_CHANGE, Ordering::SeqCst);
+        self.line.raise();
+    }
+
+    /// Puts the device into DEVICE_NEEDS_RESET and tells the driver (section 2.1.2).
+    pub fn needs_reset(&self) {
+        self.shared.needs_reset.store(true, Ordering::SeqCst);
+        self.config_changed();
+    }
+
+    /// Whether [`DeviceSignals::needs_reset`] was called since the last [`DeviceSignals::clear`].
+    pub fn is_reset_needed(&self) -> bool {
+        self.shared.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// The interrupt status register.
+    pub fn interrupt_status(&self) -> u32 {
+        self.shared.interrupt_status.load(Ordering::SeqCst)
+    }
+
+    /// Clears the interrupt status bits that are set in `bits`.
+    pub fn acknowledge(&self, bits: u32) {
+        self.shared
+            .interrupt_status
+            .fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Counts the changes of the configuration space.
+    pub fn config_generation(&self) -> u32 {
+        self.shared.config_generation.load(Ordering::SeqCst)
+    }
+
+    /// Back to the state of a device that was just reset.
+    pub fn clear(&self) {
+        self.shared.needs_reset.store(false, Ordering::SeqCst);
+        self.shared.interrupt_status.store(0, Ordering::SeqCst);
+    }
+}
