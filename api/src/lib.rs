@@ -1,2 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder while the workspace is laid out.
+//! What a machine is asked to be: the types of the control API, which are also those of the
+//! configuration file and of the command line.
+//!
+//! Names, defaults and limits are Firecracker's, so that its files can be used as they are. What
+//! brume adds is optional and marked so. Each type checks itself once, in its `validate`, wherever
+//! it came from.
+
+#![forbid(unsafe_code)]
+
+pub mod config;

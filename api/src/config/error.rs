@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What can be wrong with a configuration.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::MAX_VCPUS;
+
+/// A configuration that cannot become a machine.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// Not the JSON that was expected; the source says where.
+    #[error("the configuration cannot be understood")]
+    Json(#[from] serde_json::Error),
+    /// More or fewer vCPUs than a machine can have.
+    #[error("{0} vCPUs were asked for; a machine has 1 to {MAX_VCPUS}")]
+    VcpuCount(u8),
+    /// An odd number of vCPUs cannot be paired to cores.
+    #[error("{0} vCPUs were asked for; with `smt` their number must be even (or 1)")]
+    OddSmt(u8),
+    /// No memory, or a size beyond all limits.
+    #[error("The memory size (MiB) is either 0, or not a multiple of the configured page size.")]
+    MemorySize,
+    /// Two drives want to be the root.
+    #[error("A root block device already exists!")]
+    TwoRoots,
+    /// Two devices of a kind have one id.
+    #[error("`{field}` \"{id}\" is used twice")]
+    IdInUse {
+        /// The field.
+        field: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// An id with characters that ids do not have.
+    #[error("`{field}` \"{id}\" is not an id: use letters, digits and `_`")]
+    BadId {
+        /// The field.
+        field: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// A drive without a file.
+    #[error("drive \"{0}\" names no file: set `path_on_host`")]
+    NoDrivePath(String),
+    /// A partition id that is none.
+    #[error("drive \"{drive}\" has the partition id \"{partuuid}\", which is not a UUID")]
+    PartUuid {
+        /// The drive.
+        drive: String,
+        /// What was given.
+        partuuid: String,
+    },
+    /// A network interface without a host side, or with two.
+    #[error("network interface \"{0}\" needs either `host_dev_name` or `bridge`")]
+    NetworkBackend(String),
+    /// Not a MAC address.
+    #[error(
+        "network interface \"{iface}\" has the MAC address \"{mac}\": six pairs of hexadecimal digits with colons are wanted, and no multicast address"
+    )]
+    Mac {
+        /// The interface.
+        iface: String,
+        /// What was given.
+        mac: String,
+    },
+    /// Two network interfaces have one MAC address.
+    #[error("The MAC address is already in use: {0}")]
+    MacInUse(String),
+    /// An MTU that no interface has.
+    #[error("network interface \"{iface}\" has an MTU of {mtu}; 68 to 65535 is possible")]
+    Mtu {
+        /// The interface.
+        iface: String,
+        /// What was given.
+        mtu: u16,
+    },
+    /// Something Firecracker has and this version has not.
+    #[error("`{0}` is not supported by this version of brume; leave it out")]
+    Unsupported(&'static str),
+}
+
+/// A configuration file that cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigFileError {
+    /// It cannot be read.
+    #[error("the configuration file {} cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is too large to be one.
+    #[error("the configuration file {} has more than {limit} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// What it says is wrong.
+    #[error("the configuration file {} is not valid", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ConfigError,
+    },
+}

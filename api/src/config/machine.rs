@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//! vCPUs and memory.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::ConfigError;
+
+/// The most vCPUs a machine can have.
+pub const MAX_VCPUS: u8 = 32;
+
+/// The largest memory in MiB: 4 TiB.
+const MAX_MEMORY_MIB: u64 = 4 << 20;
+
+/// What the guest's memory is backed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HugePages {
+    /// Ordinary pages.
+    #[default]
+    None,
+    /// Huge pages where the host finds some; not supported yet.
+    Transparent,
+    /// Reserved pages of 2 MiB; not supported yet.
+    #[serde(rename = "2M")]
+    Size2M,
+}
+
+/// The machine itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Number of vCPUs: 1 to [`MAX_VCPUS`].
+    pub vcpu_count: u8,
+    /// Memory in MiB.
+    pub mem_size_mib: u64,
+    /// Whether two vCPUs are the threads of one core.
+    #[serde(default, deserialize_with = "super::null_as_default")]
+    pub smt: bool,
+    /// A CPU template; not supported yet, except for `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<Value>,
+    /// Whether writes to memory are tracked from the start.
+    #[serde(default, deserialize_with = "super::null_as_default")]
+    pub track_dirty_pages: bool,
+    /// What the memory is backed with.
+    #[serde(default, deserialize_with = "super::null_as_default")]
+    pub huge_pages: HugePages,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            smt: false,
+            cpu_template: None,
+            track_dirty_pages: false,
+            huge_pages: HugePages::None,
+        }
+    }
+}
+
+impl MachineConfig {
+    /// Checks that such a machine can be.
+    ///
+    /// # Errors
+    ///
+    /// Too many or no vCPUs or MiB, or something that is not supported yet.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let vcpus = self.vcpu_count;
+        if !(1..=MAX_VCPUS).contains(&vcpus) {
+            return Err(ConfigError::VcpuCount(vcpus));
+        }
+        if self.smt && vcpus != 1 && !vcpus.is_multiple_of(2) {
+            return Err(ConfigError::OddSmt(vcpus));
+        }
+        if !(1..=MAX_MEMORY_MIB).contains(&self.mem_size_mib) {
+            return Err(ConfigError::MemorySize);
+        }
+        if self.huge_pages != HugePages::None {
+            return Err(ConfigError::Unsupported("huge_pages"));
+        }
+        match &self.cpu_template {
+            None | Some(Value::Null) => Ok(()),
+            Some(Value::String(name)) if name == "None" => Ok(()),
+            Some(_) => Err(ConfigError::Unsupported("cpu_template")),
+        }
+    }
+
+    /// Memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.mem_size_mib << 20
+    }
+}
