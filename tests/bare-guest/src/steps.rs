@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The steps that the command line can ask for, and the small ones themselves.
+
+use crate::boot_info::BootInfo;
+use crate::console::{self, say};
+use crate::{blk_bench, clock, memory, mmio, params};
+
+/// Runs the steps of `bare.do=STEP[,STEP]` in turn.
+pub fn run(boot: &BootInfo) {
+    for step in params::text("bare.do").unwrap_or("hello").split(',') {
+        run_one(step, boot);
+    }
+}
+
+fn run_one(step: &str, boot: &BootInfo) {
+    match step {
+        // boot.s has sent it.
+        "first-byte" => {}
+        "hello" => hello(boot),
+        "boot-timer" => mmio::write32(mmio::BOOT_TIMER, 123),
+        "echo" => echo(),
+        "cpu-spin" => cpu_spin(),
+        "blk-randread" | "blk-randwrite" | "blk-seqread" | "blk-seqwrite" => blk_bench::run(step),
+        _ => say!("error unknown-step {step}"),
+    }
+}
+
+/// Tells what the guest was given.
+fn hello(boot: &BootInfo) {
+    let regions = boot.memory.regions();
+    say!(
+        "hello protocol={} ram={} regions={}",
+        boot.protocol,
+        boot.memory.ram(),
+        regions.len()
+    );
+    say!("cmdline {}", boot.command_line);
+    for region in regions {
+        say!(
+            "memory start={:#x} len={:#x} kind={}",
+            region.start,
+            region.len,
+            region.kind
+        );
+    }
+    let (start, end) = memory::free();
+    say!("free start={start:#x} end={end:#x}");
+    say!(
+        "tables rsdp={:#x} initrd={:#x} initrd_len={}",
+        boot.rsdp,
+        boot.initrd.0,
+        boot.initrd.1
+    );
+    mmio::each_device(|base, id| {
+        let word = |n| {
+            mmio::write32(base + 0x14, n);
+            u64::from(mmio::read32(base + 0x10))
+        };
+        say!(
+            "device base={base:#x} id={id} features={:#x}",
+            word(0) | word(1) << 32
+        );
+    });
+}
+
+/// Prints back each line that comes in on the serial port, until one says `end`.
+fn echo() {
+    let mut line = [0; 256];
+    let mut len = 0;
+    say!("echo ready");
+    loop {
+        match console::read_byte() {
+            Some(b'\r' | b'\n') => {
+                let text = core::str::from_utf8(&line[..len]).unwrap_or("(not text)");
+                say!("echo {text}");
+                if text == "end" {
+                    return;
+                }
+                len = 0;
+            }
+            Some(byte) if len < line.len() => {
+                line[len] = byte;
+                len += 1;
+            }
+            Some(_) | None => {}
+        }
+    }
+}
+
+/// Counts for `bare.ms`, and tells the longest time in which it did not run.
+fn cpu_spin() {
+    let limit = clock::ms(params::number("bare.ms", 1000));
+    let start = clock::now();
+    let (mut loops, mut last, mut gap) = (0_u64, start, 0);
+    while last - start < limit {
+        let now = clock::now();
+        gap = gap.max(now - last);
+        last = now;
+        loops += 1;
+    }
+    let ticks = last - start;
+    say!(
+        "cpu-spin loops={loops} ticks={ticks} ns={} gap_ns={}",
+        clock::ns(ticks),
+        clock::ns(gap)
+    );
+}
