@@ -61,8 +61,8 @@ pub enum QueueError {
         /// Its length in bytes.
         len: u64,
     },
-    /// The available index went further than the queue has descriptors.
-    #[error("the available index {index} is more than a queue's size past {next}")]
+    /// The available index went back, or further than the queue has descriptors.
+    #[error("the available index {index} is not one that a driver can get to from {next}")]
     AvailIndex {
         /// The index that was read.
         index: u16,
@@ -246,6 +246,12 @@ impl Queue {
         self.state.size
     }
 
+    /// How many chains the driver has made available, as far as that was looked at, that were not
+    /// pushed as used yet.
+    pub fn in_flight(&self) -> u16 {
+        (self.avail_end - self.next_used).0
+    }
+
     /// Takes the next available chain into `chain`; `false` if there is none.
     ///
     /// # Errors
@@ -284,7 +290,11 @@ impl Queue {
         let address = GuestAddress(self.state.avail_ring + INDEX_OFFSET);
         // Acquire: the entries up to the index were written before it.
         let index = Wrapping(self.memory.load::<u16>(address, Ordering::Acquire)?);
-        if (index - self.next_avail).0 > self.state.size {
+        // What was taken and not used yet counts: a driver has no descriptors for more, and whoever
+        // holds chains back must not be made to hold any number.
+        let taken = (self.next_avail - self.next_used).0;
+        let in_flight = (index - self.next_used).0;
+        if in_flight < taken || in_flight > self.state.size {
             return Err(QueueError::AvailIndex {
                 index: index.0,
                 next: self.next_avail.0,
