@@ -1,2 +1,244 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The network device (virtio 1.3, section 5.1).
+//! The network device (virtio 1.3, section 5.1), with a TAP as its other end.
+//!
+//! ```text
+//!   guest --- tx queue --> Tx --writev--> +-----+
+//!                                         | TAP | --- host's network, or a bridge
+//!   guest <-- rx queue --- Rx <--readv--- +-----+
+//! ```
+//!
+//! Frames go between the guest's buffers and the TAP in one system call each, with their virtio
+//! header, which is also the TAP's: checksums and segmentation are left to whoever is at the far
+//! end. One worker thread (see [`crate::Worker`]) serves both directions, a bounded number of
+//! frames of the one and then of the other, so that neither starves.
+
+mod bridge;
+mod counters;
+mod features;
+mod interface;
+mod mac;
+mod rx;
+mod tap;
+mod tx;
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
+use crate::queue::QueueState;
+use crate::signals::DeviceSignals;
+use crate::worker::{Backend, Worker};
+
+pub use bridge::{BridgeError, join_bridge};
+pub use counters::{NetCounters, NetCounts};
+pub use mac::{MacAddr, ParseMacError};
+pub use tap::{Tap, TapError};
+
+use rx::Rx;
+use tx::Tx;
+
+/// The device ID of a network card.
+const DEVICE_TYPE: u32 = 1;
+/// Queue 0 receives, queue 1 transmits.
+const QUEUE_SIZES: [u16; 2] = [256; 2];
+/// Frames of one direction that are handled before the other has its turn.
+const BATCH: usize = 64;
+
+/// Length in bytes of the header before each frame, `struct virtio_net_hdr` (section 5.1.6).
+const HEADER_LEN: u16 = 12;
+/// The largest frame in bytes, with its header: 64 KiB of segments, Ethernet header, VLAN tag.
+const MAX_FRAME: usize = 12 + 14 + 4 + 65536;
+
+/// The smallest MTU that the standard allows to name (section 5.1.4.1).
+const MIN_MTU: u16 = 68;
+
+/// What a person decides about a network device.
+#[derive(Clone, Debug)]
+pub struct NetConfig {
+    /// A name for logs and threads.
+    pub id: String,
+    /// The guest's MAC address; without one the driver chooses at random.
+    pub mac: Option<MacAddr>,
+    /// The MTU that the driver is to use, from 68 bytes; without one it takes its default.
+    pub mtu: Option<u16>,
+}
+
+/// Why there is no network device.
+#[derive(Debug, Error)]
+pub enum NetError {
+    /// The MTU is below what the standard allows.
+    #[error("an MTU of {0} bytes is too small: at least {MIN_MTU} are needed")]
+    Mtu(u16),
+}
+
+/// Why a network device does not start.
+#[derive(Debug, Error)]
+enum NetStartError {
+    #[error("a network device needs both its queues, and the driver enabled only some")]
+    Queues,
+    #[error("TAP {name} does not take the offloads that the driver accepted")]
+    Offloads {
+        name: String,
+        source: std::io::Error,
+    },
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// A network device.
+pub struct Net {
+    config: NetConfig,
+    tap: Arc<Tap>,
+    counters: Arc<NetCounters>,
+    worker: Option<Worker<NetBackend>>,
+}
+
+impl Net {
+    /// A device whose frames come from and go to `tap`.
+    ///
+    /// # Errors
+    ///
+    /// The configuration is not one that the standard allows.
+    pub fn new(config: NetConfig, tap: Tap) -> Result<Self, NetError> {
+        if let Some(mtu) = config.mtu.filter(|&mtu| mtu < MIN_MTU) {
+            return Err(NetError::Mtu(mtu));
+        }
+        Ok(Self {
+            config,
+            tap: Arc::new(tap),
+            counters: Arc::default(),
+            worker: None,
+        })
+    }
+
+    /// What the device has counted so far; goes on counting.
+    pub fn counters(&self) -> Arc<NetCounters> {
+        self.counters.clone()
+    }
+
+    /// `struct virtio_net_config` (section 5.1.4), up to the MTU.
+    fn config_space(&self) -> [u8; 12] {
+        const LINK_UP: u16 = 1;
+        const QUEUE_PAIRS: u16 = 1;
+        let mut space = [0; 12];
+        let mac = self.config.mac.unwrap_or_default().octets();
+        let words = [LINK_UP, QUEUE_PAIRS, self.config.mtu.unwrap_or(0)];
+        let bytes = mac
+            .into_iter()
+            .chain(words.into_iter().flat_map(u16::to_le_bytes));
+        for (to, from) in space.iter_mut().zip(bytes) {
+            *to = from;
+        }
+        space
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn features(&self) -> u64 {
+        let mut offered = features::offered(self.tap.offloads());
+        if self.config.mac.is_some() {
+            offered |= features::MAC;
+        }
+        if self.config.mtu.is_some() {
+            offered |= features::MTU;
+        }
+        offered
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config_space(), offset, data);
+    }
+
+    fn start(&mut self, context: StartContext) -> Result<(), StartError> {
+        let StartContext {
+            memory,
+            features,
+            queues,
+            signals,
+        } = context;
+        let Ok([Some(rx), Some(tx)]) = <[_; 2]>::try_from(queues) else {
+            return Err(NetStartError::Queues.into());
+        };
+        self.tap
+            .set_offloads(features::tap_offloads(features))
+            .map_err(|source| NetStartError::Offloads {
+                name: self.tap.name().to_owned(),
+                source,
+            })?;
+        let mergeable = features & features::MRG_RXBUF != 0;
+        let (tap, counters) = (&self.tap, &self.counters);
+        let backend = NetBackend {
+            kicks: [rx.kick, tx.kick],
+            rx: Rx::new(rx.queue, &memory, mergeable, tap.clone(), counters.clone()),
+            tx: Tx::new(tx.queue, &memory, tap.clone(), counters.clone()),
+            tap: tap.clone(),
+            signals: signals.clone(),
+        };
+        let name = format!("net {}", self.config.id);
+        let worker = Worker::spawn(&name, backend, signals).map_err(NetStartError::Thread)?;
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<Option<QueueState>> {
+        let state = self.worker.take().and_then(Worker::stop);
+        state.map_or_else(Vec::new, |queues| queues.map(Some).to_vec())
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Both directions, on the worker's thread.
+struct NetBackend {
+    rx: Rx,
+    tx: Tx,
+    tap: Arc<Tap>,
+    kicks: [Arc<EventFd>; 2],
+    signals: DeviceSignals,
+}
+
+impl Backend for NetBackend {
+    type State = [QueueState; 2];
+
+    fn process(&mut self) -> Result<bool, StartError> {
+        let received = self.rx.process(&self.signals)?;
+        let sent = self.tx.process(&self.signals)?;
+        Ok(received || sent)
+    }
+
+    fn arm(&mut self) -> Result<bool, StartError> {
+        let receive = self.rx.arm()?;
+        let send = self.tx.arm()?;
+        Ok(receive || send)
+    }
+
+    fn disarm(&mut self) -> Result<(), StartError> {
+        self.rx.disarm()?;
+        self.tx.disarm()?;
+        Ok(())
+    }
+
+    fn wake_fds(&self) -> Vec<RawFd> {
+        let [rx, tx] = &self.kicks;
+        vec![rx.as_raw_fd(), tx.as_raw_fd(), self.tap.as_raw_fd()]
+    }
+
+    fn finish(self) -> Self::State {
+        [self.rx.finish(), self.tx.finish()]
+    }
+}

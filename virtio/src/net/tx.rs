@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Transmitting: frames from the guest's buffers to the TAP.
+//!
+//! The kernel copies a frame while it is written, so a buffer is the driver's again at once, and
+//! nothing is ever in flight. It also checks the header, which the guest may fill with anything;
+//! what it refuses is dropped, as by a network card that cannot send.
+//!
+//! A frame that is for the VMM itself, or that has to wait for a rate limit, would be caught in
+//! [`Tx::transmit`], before the TAP sees it.
+
+use std::sync::Arc;
+
+use super::counters::NetCounters;
+use super::tap::Tap;
+use super::{BATCH, HEADER_LEN, MAX_FRAME};
+use crate::memory::{GuestMemory, IoBuffers};
+use crate::queue::{Chain, Queue, QueueError, QueueState};
+use crate::signals::DeviceSignals;
+
+pub(super) struct Tx {
+    queue: Queue,
+    tap: Arc<Tap>,
+    counters: Arc<NetCounters>,
+    chain: Chain,
+    buffers: IoBuffers,
+}
+
+impl Tx {
+    pub(super) fn new(
+        queue: Queue,
+        memory: &GuestMemory,
+        tap: Arc<Tap>,
+        counters: Arc<NetCounters>,
+    ) -> Self {
+        Self {
+            queue,
+            tap,
+            counters,
+            chain: Chain::new(),
+            buffers: IoBuffers::new(memory.clone()),
+        }
+    }
+
+    /// Sends up to a batch of frames; whether there was any.
+    pub(super) fn process(&mut self, signals: &DeviceSignals) -> Result<bool, QueueError> {
+        let mut any = false;
+        for _ in 0..BATCH {
+            if !self.queue.pop(&mut self.chain)? {
+                break;
+            }
+            any = true;
+            self.transmit();
+            self.queue.push_used(self.chain.head(), 0)?;
+        }
+        if any {
+            self.queue.publish()?;
+            if self.queue.needs_interrupt()? {
+                signals.used_buffers();
+            }
+        }
+        Ok(any)
+    }
+
+    /// Sends what is in the chain.
+    fn transmit(&mut self) {
+        let counters = &self.counters;
+        let frame = self.chain.readable();
+        let Some(len) = frame_len(frame.len()) else {
+            counters.tx_bad_chains.add(1);
+            return;
+        };
+        self.buffers.clear();
+        if frame.add_to(&mut self.buffers, 0, frame.len()).is_err() {
+            counters.tx_bad_chains.add(1);
+            return;
+        }
+        match self.tap.write_frame(&self.buffers) {
+            Ok(()) => {
+                counters.tx_frames.add(1);
+                counters.tx_bytes.add(len);
+            }
+            Err(_) => counters.tx_errors.add(1),
+        }
+    }
+
+    pub(super) fn arm(&mut self) -> Result<bool, QueueError> {
+        self.queue.enable_kicks()
+    }
+
+    pub(super) fn disarm(&mut self) -> Result<(), QueueError> {
+        self.queue.suppress_kicks()
+    }
+
+    pub(super) fn finish(self) -> QueueState {
+        self.queue.state()
+    }
+}
+
+/// The length of the frame behind its header, if `len` bytes can be a header and a frame.
+fn frame_len(len: u64) -> Option<u64> {
+    let header = u64::from(HEADER_LEN);
+    (header + 1..=MAX_FRAME as u64)
+        .contains(&len)
+        .then(|| len - header)
+}
