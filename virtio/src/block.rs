@@ -1,2 +1,194 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The block device (virtio 1.3, section 5.2).
+//! The block device (virtio 1.3, section 5.2): one queue on a raw image.
+//!
+//! ```text
+//!   Block ---start---> Worker<Server>  one thread: queue, engine            (server.rs)
+//!     |                   |- request.rs   chain -> checked Request
+//!     |                   |- engine.rs    the seam to the host's I/O
+//!     |                   |    |- sync.rs   each request at once, by system calls
+//!     |                   |    `- uring.rs  many in flight, by io_uring
+//!     `- disk.rs          `- host.rs      system calls (unsafe)
+//! ```
+//!
+//! The device is given its image when it is opened and keeps it over stops and starts. To change
+//! the image of a running machine: stop, exchange the [`Disk`], start, and signal a change of the
+//! configuration. A rate limiter belongs into the server, between the look at the queue and the
+//! start of a request; [`Queue::undo_pop`](crate::Queue::undo_pop) is there for it.
+
+mod config;
+mod disk;
+mod engine;
+mod host;
+mod log_limit;
+mod request;
+mod server;
+mod sync;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use disk::Disk;
+use request::{
+    F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_TOPOLOGY, F_WRITE_ZEROES, ID_SIZE, Limits,
+};
+use server::{Parts, Server};
+use sync::SyncEngine;
+
+use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
+use crate::queue::QueueState;
+use crate::worker::Worker;
+
+pub use disk::BlockError;
+
+/// The device ID (section 5).
+const DEVICE_TYPE: u32 = 2;
+const QUEUE_SIZES: [u16; 1] = [256];
+
+/// How requests are carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// One after the other, by system calls.
+    #[default]
+    Sync,
+    /// Many at once, by io_uring; they end in any order.
+    Async,
+}
+
+/// What a guest can rely on after a crash of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheType {
+    /// Nothing: flushes are not offered, and the host writes when it likes.
+    #[default]
+    Unsafe,
+    /// What it has flushed. If its driver does not use flushes, each write is durable when it is
+    /// answered.
+    Writeback,
+}
+
+/// What a block device is made from.
+#[derive(Clone, Debug)]
+pub struct BlockConfig {
+    /// Name of the drive. Its first 20 bytes are the serial id that the guest can read.
+    pub id: String,
+    /// The image: a raw file, or a block device of the host.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// How requests are carried out.
+    pub engine: Engine,
+    /// What a guest can rely on after a crash of the host.
+    pub cache: CacheType,
+    /// Whether to lock the image against other machines: shared if read-only, else exclusive. The
+    /// lock is advisory (`F_OFD_SETLK`).
+    pub lock: bool,
+}
+
+/// A virtio block device.
+pub struct Block {
+    config: BlockConfig,
+    disk: Arc<Disk>,
+    worker: Option<Worker<Server>>,
+}
+
+impl Block {
+    /// Opens the image and makes a device of it.
+    ///
+    /// An image smaller than a sector is an empty disk, and a last part of a sector is left out;
+    /// both are told in the log.
+    ///
+    /// # Errors
+    ///
+    /// The image is missing, of the wrong kind or in use, or the host lacks what the engine needs.
+    pub fn open(config: BlockConfig) -> Result<Self, BlockError> {
+        let disk = Disk::open(&config.path, config.read_only, config.lock)?;
+        Ok(Self {
+            config,
+            disk: Arc::new(disk),
+            worker: None,
+        })
+    }
+
+    fn serial(&self) -> [u8; ID_SIZE as usize] {
+        let mut serial = [0; ID_SIZE as usize];
+        for (to, from) in serial.iter_mut().zip(self.config.id.bytes()) {
+            *to = from;
+        }
+        serial
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn features(&self) -> u64 {
+        let access = if self.disk.read_only {
+            F_RO
+        } else {
+            F_DISCARD | F_WRITE_ZEROES
+        };
+        let cache = match self.config.cache {
+            CacheType::Unsafe => 0,
+            CacheType::Writeback => F_FLUSH,
+        };
+        F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | access | cache
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&config::config_space(&self.disk), offset, data);
+    }
+
+    fn start(&mut self, context: StartContext) -> Result<(), StartError> {
+        let StartContext {
+            memory,
+            features,
+            queues,
+            signals,
+        } = context;
+        let Some(started) = queues.into_iter().flatten().next() else {
+            // The driver uses no queue, so there is nothing to serve.
+            return Ok(());
+        };
+        // Section 5.2.6.2: a driver that was offered flushes and does without wants each write
+        // to be durable.
+        let durable = self.config.cache == CacheType::Writeback && features & F_FLUSH == 0;
+        let engine = SyncEngine::new(self.disk.clone(), memory.clone(), durable);
+        let server = Server::new(Parts {
+            queue: started.queue,
+            kick: started.kick,
+            memory,
+            signals: signals.clone(),
+            limits: Limits {
+                sectors: self.disk.sectors,
+                features,
+                read_only: self.disk.read_only,
+            },
+            serial: self.serial(),
+            name: format!("block device {}", self.config.id),
+            engine: Box::new(engine),
+        });
+        self.worker = Some(Worker::spawn("block", server, signals)?);
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<Option<QueueState>> {
+        self.worker
+            .take()
+            .map(|worker| vec![worker.stop()])
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests;

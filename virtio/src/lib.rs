@@ -15,6 +15,8 @@ mod memory;
 pub mod net;
 mod queue;
 mod signals;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 mod worker;
 

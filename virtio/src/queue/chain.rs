@@ -54,6 +54,14 @@ impl Buffers {
         self.list.iter()
     }
 
+    /// The address of the last byte; it is checked when it is accessed.
+    pub fn last_byte(&self) -> Option<GuestAddress> {
+        let last = self.list.iter().rev().find(|buffer| buffer.len > 0)?;
+        let offset = u64::from(last.len) - 1;
+        // An address past the end of the address space is refused by guest memory.
+        Some(GuestAddress(last.address.0.saturating_add(offset)))
+    }
+
     /// The parts of buffers that make up `len` bytes from `offset`, as far as there are any.
     fn parts(&self, offset: u64, len: u64) -> impl Iterator<Item = (GuestAddress, usize)> {
         let (mut skip, mut left) = (offset, len);
@@ -172,10 +180,10 @@ impl Chain {
             return Ok(());
         };
         let (len, table) = (descriptor.len(), descriptor.addr().0);
-        let unit = DESCRIPTOR_SIZE as u32;
-        let count = u16::try_from(len / unit)
-            .ok()
-            .filter(|&count| len % unit == 0 && (1..=MAX_CHAIN).contains(&count));
+        let bytes = u64::from(len);
+        let count = u16::try_from(bytes / DESCRIPTOR_SIZE).ok().filter(|count| {
+            bytes.is_multiple_of(DESCRIPTOR_SIZE) && (1..=MAX_CHAIN).contains(count)
+        });
         let size = count.ok_or(QueueError::IndirectLength { head, len })?;
         match self.walk_table(memory, table, size, 0, false)? {
             None => Ok(()),

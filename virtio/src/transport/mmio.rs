@@ -119,7 +119,7 @@ impl BusDevice for MmioTransport {
         }
         // Registers are accessed whole and aligned; anything else reads as zero (section 4.2.2.2).
         match <&mut [u8; 4]>::try_from(&mut *data) {
-            Ok(word) if offset % 4 == 0 => *word = self.read_register(offset).to_le_bytes(),
+            Ok(word) if offset.is_multiple_of(4) => *word = self.read_register(offset).to_le_bytes(),
             _ => data.fill(0),
         }
     }
@@ -128,7 +128,7 @@ impl BusDevice for MmioTransport {
         if let Some(offset) = offset.checked_sub(CONFIG) {
             self.core.write_config(offset, data);
         } else if let Ok(word) = <[u8; 4]>::try_from(data)
-            && offset % 4 == 0
+            && offset.is_multiple_of(4)
         {
             self.write_register(offset, u32::from_le_bytes(word));
         }

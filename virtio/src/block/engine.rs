@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What carries requests out on the image: the seam between the queue and the host's I/O.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use libc::{FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
+use vm_memory::GuestAddress;
+
+use super::disk::Disk;
+use super::host;
+use super::request::Request;
+use crate::memory::IoBuffers;
+
+/// Where the answer to a request goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ticket {
+    /// The head of its chain.
+    pub(super) head: u16,
+    /// The address of its status byte.
+    pub(super) status: GuestAddress,
+}
+
+/// A request that came to its end.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) ticket: Ticket,
+    /// How many bytes of guest memory were written.
+    pub(super) written: u32,
+    pub(super) result: io::Result<()>,
+}
+
+/// Carries out requests, at once or later and then in any order.
+pub(super) trait Engine: Send {
+    /// Whether one more request can be started.
+    fn has_room(&self) -> bool;
+
+    /// The empty list of buffers for the request that is started next.
+    fn buffers(&mut self) -> &mut IoBuffers;
+
+    /// Starts a request on the image; returned at once if it is done already. There must be room.
+    fn start(&mut self, request: Request, ticket: Ticket) -> Option<Done>;
+
+    /// Hands what was started to the host.
+    ///
+    /// # Errors
+    ///
+    /// The host takes no requests any more.
+    fn submit(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Takes a request that was started before and is done now.
+    fn next_done(&mut self) -> Option<Done> {
+        None
+    }
+
+    /// Waits until a request is done; `false` if none is in flight.
+    ///
+    /// # Errors
+    ///
+    /// The host cannot say.
+    fn wait(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// What becomes readable when a request is done.
+    fn wake_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// Carries out a request that moves no data, on this thread.
+pub(super) fn execute(disk: &Disk, request: Request, durable: bool) -> io::Result<()> {
+    match request {
+        Request::Flush => return disk.file.sync_data(),
+        Request::Discard { len: 0, .. } | Request::WriteZeroes { len: 0, .. } => return Ok(()),
+        Request::Discard { offset, len } => discard(disk, offset, len)?,
+        Request::WriteZeroes { offset, len, unmap } => write_zeroes(disk, offset, len, unmap)?,
+        Request::Read { .. } | Request::Write { .. } | Request::GetId => {}
+    }
+    if durable {
+        disk.file.sync_data()?;
+    }
+    Ok(())
+}
+
+/// Discarding is advice: where the host cannot do it, nothing is done.
+fn discard(disk: &Disk, offset: u64, len: u64) -> io::Result<()> {
+    let result = if disk.is_block_device {
+        host::discard_block_device(&disk.file, offset, len)
+    } else {
+        host::fallocate(&disk.file, FALLOC_FL_PUNCH_HOLE, offset, len)
+    };
+    match result {
+        Err(error) if is_refused(&error) => Ok(()),
+        result => result,
+    }
+}
+
+fn write_zeroes(disk: &Disk, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    let modes = [FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE];
+    // Keeping the space is the default, and punching a hole the fallback for neither.
+    let allowed = if unmap { &modes[..] } else { &modes[1..] };
+    for &mode in allowed {
+        match host::fallocate(&disk.file, mode, offset, len) {
+            Err(error) if is_refused(&error) => {}
+            result => return result,
+        }
+    }
+    host::write_zeroes(&disk.file, offset, len)
+}
+
+/// The file system or device cannot do this, or not at this alignment.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENOTTY)
+    )
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The work on a block device's queue: taking requests, having them carried out, answering.
+
+use std::error::Error;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use thiserror::Error;
+use vm_memory::{Bytes, GuestMemoryError};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::engine::{Done, Engine, Ticket};
+use super::log_limit::LogLimit;
+use super::request::{HEADER_SIZE, ID_SIZE, Limits, Refusal, Request, S_IOERR, S_OK};
+use crate::device::StartError;
+use crate::memory::GuestMemory;
+use crate::queue::{Chain, Queue, QueueState};
+use crate::signals::DeviceSignals;
+use crate::worker::Backend;
+
+/// The most requests that are taken before the worker looks at anything else.
+const MAX_ROUND: usize = 64;
+/// How many answers are collected before the driver sees them. Each time it is shown some, the
+/// cache line with the index travels; but what it is shown late, it also replaces late.
+const MAX_UNPUBLISHED: usize = 8;
+
+/// Why a device cannot go on.
+#[derive(Debug, Error)]
+enum ServeError {
+    #[error("a block request has no room for its status")]
+    NoStatus,
+    #[error("the status byte of a block request is not in guest memory")]
+    Status(#[source] GuestMemoryError),
+    #[error("the host takes no more block requests")]
+    Host(#[source] io::Error),
+}
+
+/// What a server is made of.
+pub(super) struct Parts {
+    pub(super) queue: Queue,
+    pub(super) kick: Arc<EventFd>,
+    pub(super) memory: GuestMemory,
+    pub(super) signals: DeviceSignals,
+    pub(super) limits: Limits,
+    pub(super) serial: [u8; ID_SIZE as usize],
+    /// What log messages call the device.
+    pub(super) name: String,
+    pub(super) engine: Box<dyn Engine>,
+}
+
+/// The queue of a running block device, and what serves it.
+pub(super) struct Server {
+    parts: Parts,
+    chain: Chain,
+    /// How many answers the driver has not been shown.
+    unpublished: usize,
+    log: LogLimit,
+}
+
+impl Server {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            chain: Chain::new(),
+            unpublished: 0,
+            log: LogLimit::default(),
+        }
+    }
+
+    /// Starts or answers the request in `self.chain`.
+    fn serve(&mut self) -> Result<(), StartError> {
+        let Some(status) = self.chain.writable().last_byte() else {
+            return Err(ServeError::NoStatus.into());
+        };
+        let ticket = Ticket {
+            head: self.chain.head(),
+            status,
+        };
+        let Parts { limits, memory, .. } = &self.parts;
+        let begun = limits
+            .parse(&self.chain, memory)
+            .and_then(|request| self.begin(request, ticket));
+        match begun {
+            Ok(None) => Ok(()),
+            Ok(Some(done)) => self.finish_request(&done),
+            Err(refusal) => {
+                self.warn(&refusal);
+                self.answer(ticket, 0, refusal.status())
+            }
+        }
+    }
+
+    /// Starts `request`; what is returned is done already.
+    fn begin(&mut self, request: Request, ticket: Ticket) -> Result<Option<Done>, Refusal> {
+        let (chain, parts) = (&self.chain, &mut self.parts);
+        match request {
+            Request::GetId => {
+                chain.writable().write_at(&parts.memory, 0, &parts.serial)?;
+                return Ok(Some(Done {
+                    ticket,
+                    written: u32::from(ID_SIZE),
+                    result: Ok(()),
+                }));
+            }
+            Request::Read { len, .. } => chain.writable().add_to(parts.engine.buffers(), 0, len)?,
+            Request::Write { len, .. } => {
+                chain
+                    .readable()
+                    .add_to(parts.engine.buffers(), HEADER_SIZE, len)?;
+            }
+            Request::Flush | Request::Discard { .. } | Request::WriteZeroes { .. } => {}
+        }
+        Ok(parts.engine.start(request, ticket))
+    }
+
+    fn finish_request(&mut self, done: &Done) -> Result<(), StartError> {
+        let status = match &done.result {
+            Ok(()) => S_OK,
+            Err(error) => {
+                self.warn(error);
+                S_IOERR
+            }
+        };
+        self.answer(done.ticket, done.written, status)
+    }
+
+    fn answer(&mut self, ticket: Ticket, written: u32, status: u8) -> Result<(), StartError> {
+        let Parts { queue, memory, .. } = &mut self.parts;
+        memory
+            .write_obj(status, ticket.status)
+            .map_err(ServeError::Status)?;
+        queue.push_used(ticket.head, written.saturating_add(1))?;
+        self.unpublished += 1;
+        if self.unpublished >= MAX_UNPUBLISHED {
+            self.publish()?;
+        }
+        Ok(())
+    }
+
+    /// Shows the driver the answers that it has not seen.
+    fn publish(&mut self) -> Result<(), StartError> {
+        if self.unpublished == 0 {
+            return Ok(());
+        }
+        self.unpublished = 0;
+        let Parts { queue, signals, .. } = &mut self.parts;
+        queue.publish()?;
+        if queue.needs_interrupt()? {
+            signals.used_buffers();
+        }
+        Ok(())
+    }
+
+    /// Answers what the engine has done; whether there was anything.
+    fn collect(&mut self) -> Result<bool, StartError> {
+        let mut any = false;
+        while let Some(done) = self.parts.engine.next_done() {
+            any = true;
+            self.finish_request(&done)?;
+        }
+        Ok(any)
+    }
+
+    fn warn(&mut self, error: &dyn Error) {
+        if let Some(held_back) = self.log.admit(Instant::now()) {
+            let name = &self.parts.name;
+            tracing::warn!("{name}: {error} ({held_back} more such messages were held back)");
+        }
+    }
+
+    /// Answers what is in flight until nothing is.
+    fn drain(&mut self) -> Result<(), StartError> {
+        loop {
+            self.collect()?;
+            if !self.parts.engine.wait().map_err(ServeError::Host)? {
+                return self.publish();
+            }
+        }
+    }
+}
+
+impl Backend for Server {
+    type State = QueueState;
+
+    fn process(&mut self) -> Result<bool, StartError> {
+        let mut worked = self.collect()?;
+        for _ in 0..MAX_ROUND {
+            if !self.parts.engine.has_room() || !self.parts.queue.pop(&mut self.chain)? {
+                break;
+            }
+            worked = true;
+            self.serve()?;
+        }
+        self.parts.engine.submit().map_err(ServeError::Host)?;
+        worked |= self.collect()?;
+        self.publish()?;
+        Ok(worked)
+    }
+
+    fn arm(&mut self) -> Result<bool, StartError> {
+        // Without room there is nothing to do for new requests; the engine wakes us when there is.
+        Ok(self.parts.engine.has_room() && self.parts.queue.enable_kicks()?)
+    }
+
+    fn disarm(&mut self) -> Result<(), StartError> {
+        Ok(self.parts.queue.suppress_kicks()?)
+    }
+
+    fn wake_fds(&self) -> Vec<RawFd> {
+        let kick = self.parts.kick.as_raw_fd();
+        [Some(kick), self.parts.engine.wake_fd()]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    fn finish(mut self) -> QueueState {
+        if let Err(error) = self.drain() {
+            let name = &self.parts.name;
+            tracing::warn!("{name}: requests in flight could not be answered: {error}");
+        }
+        self.parts.queue.state()
+    }
+}
