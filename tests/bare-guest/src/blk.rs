@@ -76,6 +76,8 @@ pub struct Blk {
     pub features: u64,
     /// Sectors.
     pub capacity: u64,
+    /// Whether [`Self::request`] gives the header in two pieces.
+    pub split_header: bool,
 }
 
 impl Blk {
@@ -104,6 +106,7 @@ impl Blk {
             ring,
             features,
             capacity: 0,
+            split_header: false,
         };
         blk.capacity = u64::from(blk.config(0)) | u64::from(blk.config(4)) << 32;
         blk
@@ -126,8 +129,12 @@ impl Blk {
         let header = header(kind, sector);
         let mut status = [status::NONE];
         let mut inputs: [&[u8]; MAX_PIECES] = [&[]; MAX_PIECES];
-        inputs[0] = &header;
-        inputs[1..=data.len()].copy_from_slice(data);
+        let (first, second) = header.split_at(if self.split_header { 8 } else { 16 });
+        let heads = if second.is_empty() { 1 } else { 2 };
+        inputs[0] = first;
+        inputs[1] = second;
+        inputs[heads..][..data.len()].copy_from_slice(data);
+        let ins = heads + data.len();
         let mut outputs: [&mut [u8]; MAX_PIECES] = core::array::from_fn(|_| &mut [][..]);
         let rooms = room.len();
         for (to, from) in outputs.iter_mut().zip(room) {
@@ -135,16 +142,13 @@ impl Blk {
         }
         outputs[rooms] = &mut status;
         // SAFETY: the buffers outlive the wait below; after a timeout the caller's step ends.
-        let token = unsafe {
-            self.ring
-                .add(&inputs[..=data.len()], &mut outputs[..=rooms])
-        };
+        let token = unsafe { self.ring.add(&inputs[..ins], &mut outputs[..=rooms]) };
         let token = token.expect("the queue is full");
         self.ring.kick(&mut self.transport);
         if !clock::wait(10_000, || self.ring.peek() == Some(token)) {
             return (status::TIMEOUT, 0);
         }
-        let len = self.ring.pop(token, data.len() + rooms + 2).unwrap_or(0);
+        let len = self.ring.pop(token, ins + rooms + 1).unwrap_or(0);
         // The device wrote it, unseen by the compiler.
         (core::hint::black_box(&status)[0], len)
     }

@@ -13,6 +13,8 @@ extern crate alloc;
 
 mod blk;
 mod blk_bench;
+mod blk_cases;
+mod blk_check;
 mod boot_info;
 mod clock;
 mod cmdline;
@@ -24,6 +26,7 @@ mod memory;
 mod mmio;
 mod params;
 mod pattern;
+mod plan;
 mod ring;
 mod rng;
 mod steps;

@@ -3,7 +3,7 @@
 
 use crate::boot_info::BootInfo;
 use crate::console::{self, say};
-use crate::{blk_bench, clock, memory, mmio, params};
+use crate::{blk_bench, blk_cases, blk_check, clock, memory, mmio, params};
 
 /// Runs the steps of `bare.do=STEP[,STEP]` in turn.
 pub fn run(boot: &BootInfo) {
@@ -21,6 +21,12 @@ fn run_one(step: &str, boot: &BootInfo) {
         "echo" => echo(),
         "cpu-spin" => cpu_spin(),
         "blk-randread" | "blk-randwrite" | "blk-seqread" | "blk-seqwrite" => blk_bench::run(step),
+        "blk-check" => blk_check::check(),
+        "blk-verify" => blk_check::verify(),
+        "blk-sg" => blk_cases::scattered(),
+        "blk-ro" => blk_cases::read_only(),
+        "blk-discard" => blk_cases::discard(),
+        "blk-errors" => blk_cases::errors(),
         _ => say!("error unknown-step {step}"),
     }
 }
