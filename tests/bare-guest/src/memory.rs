@@ -96,11 +96,11 @@ unsafe impl Hal for BareHal {
     unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
 }
 
-/// Room for small objects; they are the queues' indirect descriptor tables.
+/// Room for small objects: lists of slots, and the queues' indirect descriptor tables.
 const HEAP_SIZE: usize = 256 * 1024;
-const CLASSES: usize = 13;
+const CLASSES: usize = 17;
 
-/// The heap: one free list for each power of two up to a page, filled from a fixed arena.
+/// The heap: one free list for each power of two up to 64 KiB, filled from a fixed arena.
 struct Heap {
     arena: UnsafeCell<[u8; HEAP_SIZE]>,
     used: AtomicUsize,

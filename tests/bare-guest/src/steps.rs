@@ -3,7 +3,7 @@
 
 use crate::boot_info::BootInfo;
 use crate::console::{self, say};
-use crate::{blk_bench, blk_cases, blk_check, clock, memory, mmio, params};
+use crate::{blk_bench, blk_cases, blk_check, clock, memory, mmio, net_bench, net_check, params};
 
 /// Runs the steps of `bare.do=STEP[,STEP]` in turn.
 pub fn run(boot: &BootInfo) {
@@ -27,6 +27,12 @@ fn run_one(step: &str, boot: &BootInfo) {
         "blk-ro" => blk_cases::read_only(),
         "blk-discard" => blk_cases::discard(),
         "blk-errors" => blk_cases::errors(),
+        "net-echo" => net_check::echo(),
+        "net-respond" => net_check::respond(),
+        "net-gso" => net_check::segments(),
+        "net-tx" => net_bench::transmit(),
+        "net-rx" => net_bench::receive(),
+        "net-rtt" => net_bench::round_trip(),
         _ => say!("error unknown-step {step}"),
     }
 }
