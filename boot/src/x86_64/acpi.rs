@@ -206,3 +206,120 @@ fn madt(vcpus: u8) -> MADT {
 fn low(address: u64) -> u32 {
     u32::try_from(address).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestMemoryMmap;
+
+    use super::super::testing::{bytes_at, memory, sum, u16_at, u32_at, u64_at};
+    use super::*;
+
+    /// The tables, found from the root pointer as a guest finds them.
+    struct Tables {
+        fadt: Vec<u8>,
+        madt: Vec<u8>,
+        dsdt: Vec<u8>,
+    }
+
+    fn table(memory: &GuestMemoryMmap, address: u64, signature: &[u8]) -> Vec<u8> {
+        let size = u32_at(&bytes_at(memory, address, 8), 4);
+        assert!(address >= layout::ACPI_START);
+        assert!(address + u64::from(size) <= layout::ACPI_END);
+        let bytes = bytes_at(memory, address, size as usize);
+        assert_eq!(&bytes[..4], signature);
+        assert_eq!(
+            sum(&bytes),
+            0,
+            "checksum of {}",
+            String::from_utf8_lossy(signature)
+        );
+        bytes
+    }
+
+    fn tables(vcpus: u8, devices: &[MmioDevice]) -> Tables {
+        let memory = memory(2);
+        write_tables(&memory, vcpus, devices).unwrap();
+        let rsdp = bytes_at(&memory, layout::ACPI_START, 36);
+        assert_eq!(&rsdp[..8], b"RSD PTR ");
+        assert_eq!((sum(&rsdp[..20]), sum(&rsdp)), (0, 0));
+        let xsdt = table(&memory, u64_at(&rsdp, 24), b"XSDT");
+        assert_eq!(xsdt.len(), 36 + 2 * 8);
+        let fadt = table(&memory, u64_at(&xsdt, 36), b"FACP");
+        let madt = table(&memory, u64_at(&xsdt, 44), b"APIC");
+        let dsdt = table(&memory, u64_at(&fadt, 140), b"DSDT");
+        Tables { fadt, madt, dsdt }
+    }
+
+    fn devices() -> Vec<MmioDevice> {
+        (0..).map_while(layout::virtio_mmio_device).collect()
+    }
+
+    fn count(bytes: &[u8], what: &[u8]) -> usize {
+        bytes
+            .windows(what.len())
+            .filter(|window| *window == what)
+            .count()
+    }
+
+    #[test]
+    fn the_platform_is_hardware_reduced_with_sleep_and_reset_ports() {
+        let fadt = tables(1, &[]).fadt;
+        assert_eq!(fadt.len(), 276);
+        let flags = u32_at(&fadt, 112);
+        assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
+        assert_eq!(
+            u16_at(&fadt, 109),
+            0b10_0100,
+            "no i8042, no VGA, no CMOS clock"
+        );
+        for (offset, port) in [
+            (116, layout::ACPI_RESET_PORT),
+            (244, layout::ACPI_SLEEP_CONTROL_PORT),
+            (256, layout::ACPI_SLEEP_STATUS_PORT),
+        ] {
+            assert_eq!(
+                fadt[offset..offset + 4],
+                [1, 8, 0, 1],
+                "an I/O port of one byte"
+            );
+            assert_eq!(u64_at(&fadt, offset + 4), u64::from(port));
+        }
+        assert_eq!(fadt[128], layout::ACPI_RESET_VALUE);
+    }
+
+    #[test]
+    fn every_processor_and_the_io_apic_are_in_the_madt() {
+        for vcpus in [1, 2, layout::MAX_VCPUS] {
+            let madt = tables(vcpus, &[]).madt;
+            assert_eq!(u32_at(&madt, 36), 0xfee0_0000);
+            let mut rest = &madt[44..];
+            for id in 0..vcpus {
+                assert_eq!(rest[..8], [0, 8, id, id, 1, 0, 0, 0]);
+                rest = &rest[8..];
+            }
+            assert_eq!(*rest, [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
+        }
+    }
+
+    #[test]
+    fn every_device_has_its_window_and_interrupt_in_the_dsdt() {
+        let devices = devices();
+        let dsdt = tables(1, &devices).dsdt;
+        assert_eq!(count(&dsdt, b"LNRO0005\0"), devices.len());
+        for device in &devices {
+            let window = [&[0x86, 9, 0, 1][..], &low(device.address).to_le_bytes()].concat();
+            assert_eq!(count(&dsdt, &window), 1);
+            let interrupt = [&[0x89, 6, 0, 0b11, 1][..], &device.gsi.to_le_bytes()].concat();
+            assert_eq!(count(&dsdt, &interrupt), 1);
+        }
+        assert_eq!(count(&dsdt, b"V018"), 1);
+    }
+
+    #[test]
+    fn soft_off_and_the_serial_port_are_in_the_dsdt() {
+        let dsdt = tables(1, &[]).dsdt;
+        assert_eq!(count(&dsdt, b"\x08_S5_\x12\x05\x02\x0a\x05"), 1);
+        assert_eq!(count(&dsdt, &[0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8]), 1);
+        assert_eq!(count(&dsdt, &[0x89, 6, 0, 0b11, 1, 4, 0, 0, 0]), 1);
+    }
+}

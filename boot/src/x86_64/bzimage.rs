@@ -128,3 +128,98 @@ fn check_kind(header: &setup_header) -> Result<(), KernelError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::BootError;
+
+    /// What is said of an image with `value` at `offset` of its file.
+    fn refused(offset: usize, value: &[u8]) -> KernelError {
+        let mut contents = bzimage();
+        patch(&mut contents, offset, value);
+        match boot(&contents, None) {
+            Err(BootError::Kernel(error)) => error,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_64_bit_entry_is_used_with_room_to_decompress() {
+        let state = boot(&bzimage(), None).unwrap();
+        assert_eq!(state.protocol, KernelProtocol::BzImage);
+        assert_eq!(state.registers.rip, KERNEL + 0x200);
+        assert_eq!(state.kernel, KERNEL..KERNEL + BZIMAGE_MEMORY);
+        assert!(state.registers.cs.l);
+    }
+
+    #[test]
+    fn no_setup_sectors_stand_for_four() {
+        let mut contents = bzimage();
+        contents[0x1f1] = 0;
+        assert!(matches!(
+            boot(&contents, None),
+            Err(BootError::Kernel(KernelError::Truncated { .. }))
+        ));
+        contents.resize(5 * 512, 0);
+        contents.extend([0xcc; CODE.len()]);
+        let memory = memory(32);
+        crate::load(&memory, &request(&file(&contents))).unwrap();
+        assert_eq!(bytes_at(&memory, KERNEL, 4), [0xcc; 4]);
+    }
+
+    #[test]
+    fn images_that_cannot_be_entered_in_64_bit_mode_are_refused() {
+        for (offset, value, word) in [
+            (0x206, &[0x0b, 0x02][..], "2.12"),
+            (0x211, &[0], "zImage"),
+            (0x236, &[0xfe, 0xff], "64-bit entry"),
+        ] {
+            let error = refused(offset, value);
+            assert!(matches!(error, KernelError::BzImageKind(_)), "{error}");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_image_is_told_from_one_that_does_not_fit() {
+        let contents = bzimage();
+        let error = boot(&contents[..contents.len() - 1], None).unwrap_err();
+        assert!(message(&error).contains("truncated"), "{error}");
+
+        let error = refused(0x260, &(16u32 << 20 | 1).to_le_bytes());
+        assert!(matches!(error, KernelError::NoRoom { .. }), "{error}");
+    }
+
+    #[test]
+    fn addresses_and_sizes_that_cannot_be_are_refused() {
+        for (offset, value) in [
+            (0x258, u64::MAX << 21),  // pref_address near the end of the address space
+            (0x258, KERNEL + 0x1000), // not a multiple of kernel_alignment
+            (0x230, 0),               // kernel_alignment
+            (0x1f4, 0x20),            // syssize: ends at the entry
+        ] {
+            let width = if offset == 0x258 { 8 } else { 4 };
+            let error = refused(offset, &value.to_le_bytes()[..width]);
+            assert!(
+                matches!(error, KernelError::BzImageCorrupt(_)),
+                "{offset:#x}: {error}"
+            );
+        }
+        // Below 1 MiB lie the boot structures.
+        let error = refused(0x258, &0u64.to_le_bytes());
+        assert!(matches!(error, KernelError::NoRoom { .. }), "{error}");
+    }
+
+    #[test]
+    fn fields_beyond_the_headers_end_are_zero() {
+        let mut contents = bzimage();
+        // The header of protocol 2.12 ends before kernel_info_offset, at 0x268.
+        contents[0x201] = 0x66;
+        patch(&mut contents, 0x268, &[0xff; 4]);
+        let header = read_setup_header(&contents).unwrap();
+        assert_eq!({ header.kernel_info_offset }, 0);
+        assert_eq!({ header.pref_address }, KERNEL);
+    }
+}

@@ -247,3 +247,176 @@ fn truncated(what: &'static str, end: usize, head: &Head<'_>) -> KernelError {
         size: head.file_size,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::BootError;
+
+    fn refused(contents: &[u8], asked: Option<KernelProtocol>) -> KernelError {
+        match boot(contents, asked) {
+            Err(BootError::Kernel(error)) => error,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    /// A kernel with `value` at `offset` of its file.
+    fn patched(offset: usize, value: &[u8]) -> Vec<u8> {
+        let mut contents = elf(true);
+        patch(&mut contents, offset, value);
+        contents
+    }
+
+    // Offsets in the file: fields of the first program header.
+    const P_OFFSET: usize = 64 + 8;
+    const P_PADDR: usize = 64 + 24;
+    const P_FILESZ: usize = 64 + 32;
+    const P_MEMSZ: usize = 64 + 40;
+    /// Size of the note segment.
+    const NOTES_SIZE: usize = 64 + 56 + 32;
+
+    #[test]
+    fn the_note_decides_and_the_request_can_insist() {
+        let pvh = boot(&elf(true), None).unwrap();
+        assert_eq!(
+            (pvh.protocol, pvh.registers.rip),
+            (KernelProtocol::Pvh, u64::from(PVH_ENTRY))
+        );
+        let linux = boot(&elf(false), None).unwrap();
+        assert_eq!(
+            (linux.protocol, linux.registers.rip),
+            (KernelProtocol::Linux64, KERNEL)
+        );
+        let insisted = boot(&elf(true), Some(KernelProtocol::Linux64)).unwrap();
+        assert_eq!(insisted.protocol, KernelProtocol::Linux64);
+        let missing = refused(&elf(false), Some(KernelProtocol::Pvh));
+        assert!(matches!(missing, KernelError::NoPvhEntry));
+    }
+
+    #[test]
+    fn other_machines_and_kinds_are_refused() {
+        for (offset, value, word) in [
+            (4, &[1][..], "64-bit"),
+            (5, &[2], "big-endian"),
+            (18, &[183, 0], "another machine"),
+            (16, &[1, 0], "executable"),
+        ] {
+            let error = refused(&patched(offset, value), None);
+            assert!(matches!(error, KernelError::ElfKind(_)), "{error}");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_says_what_is_cut_off() {
+        let contents = elf(true);
+        for (size, what) in [
+            (5, "ELF header"),
+            (63, "ELF header"),
+            (64, "program header table"),
+            (ELF_NOTE_OFFSET, "segment"),
+            (contents.len() - 1, "segment"),
+        ] {
+            let error = refused(&contents[..size], None);
+            let KernelError::Truncated {
+                what: found,
+                size: reported,
+                ..
+            } = error
+            else {
+                panic!("{size}: {error}");
+            };
+            assert_eq!((found, reported), (what, size as u64));
+        }
+    }
+
+    #[test]
+    fn segments_outside_ram_or_over_boot_structures_are_refused() {
+        for address in [
+            0,
+            0x7000,
+            layout::HIGH_MEMORY_START - 1,
+            32 << 20,
+            0xc000_0000,
+        ] {
+            let error = refused(&patched(P_PADDR, &u64::to_le_bytes(address)), None);
+            assert!(
+                matches!(error, KernelError::NoRoom { .. }),
+                "{address:#x}: {error}"
+            );
+        }
+        let too_big = patched(P_MEMSZ, &u64::to_le_bytes(16 << 20 | 1));
+        assert!(matches!(
+            refused(&too_big, None),
+            KernelError::NoRoom { .. }
+        ));
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        let huge = u64::MAX.to_le_bytes();
+        for offset in [P_OFFSET, P_PADDR, P_MEMSZ, P_FILESZ] {
+            let error = refused(&patched(offset, &huge), None);
+            assert!(
+                matches!(error, KernelError::ElfCorrupt(_)),
+                "{offset}: {error}"
+            );
+        }
+        for (offset, value) in [(54, 32u16), (56, 0), (56, 0xffff)] {
+            let error = refused(&patched(offset, &value.to_le_bytes()), None);
+            assert!(
+                matches!(error, KernelError::ElfCorrupt(_)),
+                "{offset}: {error}"
+            );
+        }
+        let no_segment = refused(&patched(64, &[0]), None);
+        assert!(
+            no_segment.to_string().contains("no segment to load"),
+            "{no_segment}"
+        );
+    }
+
+    #[test]
+    fn an_entry_outside_the_segments_is_refused() {
+        let outside = KERNEL + ELF_MEMORY;
+        let contents = patched(24, &outside.to_le_bytes());
+        let error = refused(&contents, Some(KernelProtocol::Linux64));
+        assert!(matches!(error, KernelError::Entry(entry) if entry == outside));
+    }
+
+    #[test]
+    fn a_note_segment_of_a_terabyte_is_not_read_whole() {
+        let contents = patched(NOTES_SIZE, &u64::to_le_bytes(1 << 40));
+        let file = file(&contents);
+        file.set_len(2 << 40).unwrap();
+        let state = crate::load(&memory(32), &request(&file)).unwrap();
+        assert_eq!(state.protocol, KernelProtocol::Pvh);
+    }
+
+    #[test]
+    fn notes_that_lie_about_their_sizes_have_no_entry() {
+        for size in [1, 24, u32::MAX - 2, u32::MAX] {
+            let mut notes = note(b"Xen\0", XEN_ELFNOTE_PHYS32_ENTRY, &[1, 0, 0, 0]);
+            patch(&mut notes, 0, &size.to_le_bytes());
+            assert_eq!(find_pvh_note(&notes), None, "name of {size}");
+        }
+        let short = note(b"Xen\0", XEN_ELFNOTE_PHYS32_ENTRY, &[]);
+        assert_eq!(find_pvh_note(&short), None);
+        let other_owner = note(b"GNU\0", XEN_ELFNOTE_PHYS32_ENTRY, &[1, 0, 0, 0]);
+        assert_eq!(find_pvh_note(&other_owner), None);
+    }
+
+    #[test]
+    fn a_note_is_found_behind_one_of_odd_length() {
+        let mut notes = note(b"Linux\0\0\0", 257, &[0; 4]);
+        patch(&mut notes, 0, &6u32.to_le_bytes());
+        patch(&mut notes, 4, &1u32.to_le_bytes());
+        notes.extend(note(
+            b"Xen\0",
+            XEN_ELFNOTE_PHYS32_ENTRY,
+            &PVH_ENTRY.to_le_bytes(),
+        ));
+        assert_eq!(find_pvh_note(&notes), Some(u64::from(PVH_ENTRY)));
+    }
+}

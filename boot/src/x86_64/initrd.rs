@@ -36,3 +36,41 @@ pub(super) fn load<M: GuestMemoryBackend>(
     }
     Ok(start..start + size)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{bytes_at, file, memory};
+    use super::*;
+
+    #[test]
+    fn it_ends_in_the_last_page_that_the_kernel_reaches() {
+        let memory = memory(4);
+        let range = load(&memory, &file(b"initrd"), 0x10_0001, 0x30_0800).unwrap();
+        assert_eq!(range, 0x2f_f000..0x2f_f006);
+        assert_eq!(bytes_at(&memory, range.start, 6), b"initrd");
+    }
+
+    #[test]
+    fn it_may_fill_the_room_to_the_last_page_but_no_more() {
+        let memory = memory(4);
+        let contents = vec![1; 0x2000];
+        let range = load(&memory, &file(&contents), 0x30_0000, 0x30_2000).unwrap();
+        assert_eq!(range, 0x30_0000..0x30_2000);
+        let error = load(&memory, &file(&contents), 0x30_0001, 0x30_2000).unwrap_err();
+        assert!(matches!(
+            error,
+            InitrdError::TooLarge {
+                size: 0x2000,
+                room: 0x1000
+            }
+        ));
+        let error = load(&memory, &file(&contents), 0x40_0000, 0x30_0000).unwrap_err();
+        assert!(matches!(error, InitrdError::TooLarge { room: 0, .. }));
+    }
+
+    #[test]
+    fn an_empty_file_is_not_an_initrd() {
+        let error = load(&memory(4), &file(b""), 0x10_0000, 0x20_0000).unwrap_err();
+        assert!(matches!(error, InitrdError::Empty));
+    }
+}

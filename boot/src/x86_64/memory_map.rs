@@ -53,3 +53,56 @@ pub(super) fn memory_map<M: GuestMemoryBackend>(memory: &M) -> Vec<Entry> {
     }
     map
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+
+    fn map_of(ranges: &[(u64, usize)]) -> Vec<(Range<u64>, Kind)> {
+        let ranges: Vec<_> = ranges
+            .iter()
+            .map(|&(start, size)| (GuestAddress(start), size))
+            .collect();
+        let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+        memory_map(&memory)
+            .into_iter()
+            .map(|entry| (entry.range, entry.kind))
+            .collect()
+    }
+
+    #[test]
+    fn tables_are_reserved_and_the_rest_is_ram() {
+        assert_eq!(
+            map_of(&[(0, 4 << 20)]),
+            [
+                (0..0x9_fc00, Kind::Ram),
+                (0x9_fc00..0xa_0000, Kind::Reserved),
+                (0xe_0000..0x10_0000, Kind::Reserved),
+                (0x10_0000..0x40_0000, Kind::Ram),
+            ]
+        );
+    }
+
+    #[test]
+    fn ram_above_4_gib_is_in_the_map() {
+        let map = map_of(&[(0, 4 << 20), (1 << 32, 1 << 20)]);
+        assert_eq!(
+            map.last(),
+            Some(&(1 << 32..(1 << 32) + (1 << 20), Kind::Ram))
+        );
+    }
+
+    #[test]
+    fn low_ram_starts_at_0_and_ends_before_the_hole() {
+        let end = |start, size| {
+            let memory: GuestMemoryMmap =
+                GuestMemoryMmap::from_ranges(&[(GuestAddress(start), size)]).unwrap();
+            low_ram_end(&memory)
+        };
+        assert_eq!(end(0, 4 << 20), 4 << 20);
+        assert_eq!(end(0x1000, 4 << 20), 0);
+        assert_eq!(end(0, 5 << 30), 3 << 30);
+    }
+}

@@ -157,3 +157,94 @@ fn set_checksum(bytes: &mut [u8], position: usize) {
 fn low(address: u64) -> u32 {
     u32::try_from(address).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::super::testing::{bytes_at, memory, sum, u16_at, u32_at};
+    use super::*;
+
+    /// The entries of the table in guest memory, after the checks that a guest makes.
+    fn read_table(vcpus: u8) -> Vec<Vec<u8>> {
+        let memory = memory(2);
+        write(&memory, vcpus).unwrap();
+        let pointer = bytes_at(&memory, layout::MP_TABLE_START, 16);
+        assert_eq!(&pointer[..4], b"_MP_");
+        assert_eq!(usize::from(pointer[8]) * 16, pointer.len());
+        assert_eq!(sum(&pointer), 0);
+
+        let address = u64::from(u32_at(&pointer, 4));
+        let length = u16_at(&bytes_at(&memory, address, HEADER_SIZE), 4);
+        let table = bytes_at(&memory, address, length.into());
+        assert!(address + u64::from(length) <= layout::BASE_MEMORY_END);
+        assert_eq!(&table[..4], b"PCMP");
+        assert_eq!(sum(&table), 0);
+        assert_eq!(u32_at(&table, 36), 0xfee0_0000);
+
+        let mut entries = Vec::new();
+        let mut rest = &table[HEADER_SIZE..];
+        while !rest.is_empty() {
+            let (entry, after) = rest.split_at(if rest[0] == ENTRY_PROCESSOR { 20 } else { 8 });
+            entries.push(entry.to_vec());
+            rest = after;
+        }
+        assert_eq!(usize::from(u16_at(&table, 34)), entries.len());
+        entries
+    }
+
+    #[test]
+    fn every_processor_is_there_and_the_first_one_starts() {
+        for vcpus in 1..=layout::MAX_VCPUS {
+            let entries = read_table(vcpus);
+            let processors: Vec<_> = entries
+                .iter()
+                .filter(|entry| entry[0] == ENTRY_PROCESSOR)
+                .collect();
+            assert_eq!(processors.len(), usize::from(vcpus));
+            for (id, entry) in processors.iter().enumerate() {
+                assert_eq!(usize::from(entry[1]), id);
+                assert_eq!(entry[3], if id == 0 { 3 } else { 1 });
+            }
+        }
+    }
+
+    #[test]
+    fn every_pin_is_wired_to_the_isa_interrupt_of_its_number() {
+        let entries = read_table(4);
+        let ioapic = entries
+            .iter()
+            .find(|entry| entry[0] == ENTRY_IOAPIC)
+            .unwrap();
+        assert_eq!(
+            (ioapic[1], ioapic[3], u32_at(ioapic, 4)),
+            (4, 1, 0xfec0_0000)
+        );
+        let pins: HashSet<_> = entries
+            .iter()
+            .filter(|entry| entry[0] == ENTRY_IO_INTERRUPT)
+            .map(|entry| {
+                assert_eq!(
+                    (entry[1], entry[4], entry[6]),
+                    (TYPE_INT, ISA_BUS, ioapic[1])
+                );
+                assert_eq!(entry[5], entry[7]);
+                entry[7]
+            })
+            .collect();
+        assert_eq!(pins.len(), usize::from(layout::IOAPIC_PINS));
+    }
+
+    #[test]
+    fn entries_come_in_the_order_of_their_types() {
+        let types: Vec<_> = read_table(32).iter().map(|entry| entry[0]).collect();
+        assert!(types.is_sorted());
+        assert_eq!(
+            types
+                .iter()
+                .filter(|kind| **kind == ENTRY_LOCAL_INTERRUPT)
+                .count(),
+            2
+        );
+    }
+}
