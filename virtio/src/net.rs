@@ -242,3 +242,6 @@ impl Backend for NetBackend {
         [self.rx.finish(), self.tx.finish()]
     }
 }
+
+#[cfg(test)]
+mod tests;

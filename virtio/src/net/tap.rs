@@ -350,3 +350,33 @@ fn check(result: c_int) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+#[cfg(test)]
+impl Tap {
+    /// A TAP that is one end of a pair of sockets, which keep frames apart as a wire does; and the
+    /// other end, whose reads and writes give up after a while.
+    pub(super) fn mock() -> (Self, std::os::unix::net::UnixStream) {
+        use std::os::fd::{FromRawFd, OwnedFd};
+        use std::time::Duration;
+
+        let mut pair = [0; 2];
+        let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+        // SAFETY: the array has room for the two descriptors.
+        let result = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        let [ours, theirs] = pair.map(|fd| {
+            // SAFETY: the descriptor was made just now, and nobody else has it.
+            std::os::unix::net::UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) })
+        });
+        ours.set_nonblocking(true).unwrap();
+        let patience = Some(Duration::from_secs(10));
+        theirs.set_read_timeout(patience).unwrap();
+        theirs.set_write_timeout(patience).unwrap();
+        let tap = Self {
+            file: File::from(OwnedFd::from(ours)),
+            name: "mock".to_owned(),
+            offloads: 0,
+        };
+        (tap, theirs)
+    }
+}
