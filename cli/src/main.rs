@@ -1,4 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The `brume` program.
+//! The `brume` program: `brume run` for people, Firecracker's flags for programs.
 
-fn main() {}
+mod args;
+mod clock;
+mod console;
+mod exit;
+mod firecracker;
+mod launch;
+mod log;
+mod progress;
+mod run;
+mod signals;
+mod size;
+mod spec;
+mod terminal;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use args::Invocation;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let result = match args::parse() {
+        Ok(Invocation::Run(args)) => run::run(*args, started),
+        Ok(Invocation::Firecracker(args)) => firecracker::run(*args, started),
+        Err(code) => return code,
+    };
+    result.unwrap_or_else(|failure| failure.report())
+}

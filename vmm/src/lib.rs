@@ -1,2 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder while the workspace is laid out.
+//! The machine: everything that knows KVM.
+//!
+//! [`Machine::build`] makes a machine from a configuration, [`Machine::run`] runs it to its end.
+//! The thread that calls `run` owns the machine; everything that happens to it, be it a guest that
+//! powers off, a vCPU that fails or a request from outside through a [`MachineHandle`], reaches
+//! that thread through one queue.
+
+mod attach;
+mod build;
+mod chipset;
+mod cpu;
+mod event;
+mod kvm;
+mod lifecycle;
+mod machine;
+
+pub use attach::AttachError;
+pub use build::{BuildError, BuildOptions};
+pub use cpu::{FailureReport, VcpuFailure};
+pub use event::{Console, MachineHandle, RequestError, StopReason};
+pub use kvm::KvmError;
+pub use lifecycle::{IllegalTransition, VmEvent, VmState};
+pub use machine::{Ending, Machine, RunError};

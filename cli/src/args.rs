@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use brume_api::config::Level;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::exit::{BAD_ARGUMENTS, STATUS_HELP};
+use crate::size::MemorySize;
+use crate::spec::{DiskSpec, NetSpec};
+
+/// What the program was asked to do.
+pub(crate) enum Invocation {
+    /// `brume run`.
+    Run(Box<RunArgs>),
+    /// Firecracker's flags.
+    Firecracker(Box<FirecrackerArgs>),
+}
+
+/// Starts microVMs on Linux KVM.
+///
+/// `brume run` starts one from the command line, with this terminal as its console. Without a
+/// command, brume takes Firecracker's flags and its configuration file.
+#[derive(Parser)]
+#[command(name = "brume", version, after_help = STATUS_HELP, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    firecracker: FirecrackerArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a microVM with this terminal as its serial console.
+    Run(RunArgs),
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  brume run                              the guest of `make guest`, with a shell
+  brume run --kernel vmlinux --initrd initramfs.cpio --cpus 2 --memory 256M
+  brume run --kernel vmlinux --disk rootfs.ext4,root --net bridge=br0
+  brume run --kernel bzImage --disk data.img,ro,engine=async --net tap=tap0,mtu=1400
+
+On the console, Ctrl-A x ends the machine, Ctrl-A h lists the keys.";
+
+/// Arguments of `brume run`.
+#[derive(Args)]
+#[command(before_help = "Starts a microVM with this terminal as its serial console.",
+          after_help = format!("{RUN_EXAMPLES}\n\n{STATUS_HELP}"))]
+pub(crate) struct RunArgs {
+    /// Kernel to boot: an ELF vmlinux or a bzImage [default: the one that `make guest` built]
+    #[arg(long, value_name = "FILE", env = "BRUME_KERNEL")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// How to enter the kernel: elf64, pvh or bzimage [default: what the file offers]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kernel_protocol: Option<String>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// The kernel's command line, instead of the default one
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub(crate) cmdline: Option<String>,
+    /// Arguments to add to the kernel's command line
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub(crate) append: Option<String>,
+    /// Number of vCPUs, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u8,
+    /// Make two vCPUs the threads of one core
+    #[arg(long)]
+    pub(crate) smt: bool,
+    /// Memory: MiB, or with a unit such as 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "128M")]
+    pub(crate) memory: MemorySize,
+    /// A disk: FILE[,root][,ro][,engine=sync|async][,cache=writeback|unsafe][,id=NAME]
+    /// [,partuuid=UUID][,nolock]; may be given several times
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) disk: Vec<DiskSpec>,
+    /// A network interface: tap=NAME for a TAP that exists, or bridge=NAME to make a TAP and join
+    /// it to that bridge; then [,mac=MAC][,mtu=N][,id=NAME]; may be given several times
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) net: Vec<NetSpec>,
+    /// Watch the boot timer at 0xc0000000 and log when the guest writes 123 to it
+    #[arg(long)]
+    pub(crate) boot_timer: bool,
+    /// How much to log on stderr: off, error, warning, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "warning", value_parser = parse_level)]
+    pub(crate) log_level: Level,
+}
+
+/// Firecracker's flags.
+#[derive(Args)]
+pub(crate) struct FirecrackerArgs {
+    /// Run without the API server, which this version does not have yet; needs --config-file
+    #[arg(long, requires = "config_file")]
+    pub(crate) no_api: bool,
+    /// Configuration of the machine, in Firecracker's JSON form
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config_file: Option<PathBuf>,
+    /// Name of the machine: letters, digits and `-`, up to 64
+    #[arg(long, value_name = "NAME", default_value = "anonymous-instance")]
+    pub(crate) id: String,
+    /// Watch the boot timer at 0xc0000000 and log when the guest writes 123 to it
+    #[arg(long)]
+    pub(crate) boot_timer: bool,
+    /// File or named pipe for the log [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log_path: Option<PathBuf>,
+    /// How much to log: Off, Error, Warning, Info, Debug or Trace [default: Info]
+    #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
+    pub(crate) level: Option<Level>,
+    /// Log only what comes from this module
+    #[arg(long, value_name = "MODULE")]
+    pub(crate) module: Option<String>,
+    /// Name the level in each line of the log
+    #[arg(long)]
+    pub(crate) show_level: bool,
+    /// Name file and line of origin in each line of the log
+    #[arg(long)]
+    pub(crate) show_log_origin: bool,
+    /// Do not filter system calls; accepted for compatibility, as there is no filter yet
+    #[arg(long)]
+    pub(crate) no_seccomp: bool,
+    /// Monotonic time at which the jailer started, in microseconds
+    #[arg(long, value_name = "US")]
+    pub(crate) start_time_us: Option<u64>,
+    /// CPU time at which the jailer started this process, in microseconds
+    #[arg(long, value_name = "US")]
+    pub(crate) start_time_cpu_us: Option<u64>,
+    /// CPU time of the parent until then, in microseconds
+    #[arg(long, value_name = "US")]
+    pub(crate) parent_cpu_time_us: Option<u64>,
+}
+
+fn parse_level(name: &str) -> Result<Level, String> {
+    Level::from_name(name).ok_or_else(|| "use off, error, warning, info, debug or trace".to_owned())
+}
+
+/// Reads the command line; on the error side is the status to exit with, all being said.
+pub(crate) fn parse() -> Result<Invocation, ExitCode> {
+    let parsed = Cli::command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = parsed.map_err(|error| {
+        // Nobody is left to tell if this fails.
+        let _ = error.print();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+            _ => ExitCode::from(BAD_ARGUMENTS),
+        }
+    })?;
+    Ok(match cli.command {
+        Some(Command::Run(args)) => Invocation::Run(Box::new(args)),
+        None => Invocation::Firecracker(Box::new(cli.firecracker)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_config_file_belongs_to_no_api() {
+        assert!(Cli::try_parse_from(["brume", "--no-api"]).is_err());
+        assert!(Cli::try_parse_from(["brume", "--no-api", "--config-file", "f"]).is_ok());
+        assert!(Cli::try_parse_from(["brume", "--no-api", "run"]).is_err());
+    }
+}

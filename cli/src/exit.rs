@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How the program ends: statuses, and the one place where an error is printed.
+//!
+//! Where Firecracker has a status for it, it is Firecracker's.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use brume_api::config::{ConfigError, ConfigFileError};
+use brume_vmm::{BuildError, Ending, KvmError, RunError, StopReason, VcpuFailure};
+use thiserror::Error;
+
+/// What is told about exit statuses in the help.
+pub(crate) const STATUS_HELP: &str = "\
+Exit status:
+    0  the guest powered off or restarted
+    1  the host failed: no memory, threads or file descriptors, or KVM refused a call
+    3  /dev/kvm is not there or cannot be used
+    4  the guest shut down by a triple fault (0 with --no-api, as Firecracker has it)
+    5  KVM failed inside, most often at an instruction it cannot emulate
+    6  the processor refused to enter the guest
+    7  a vCPU failed in another way
+  130  ended from the keyboard (Ctrl-A x) or by SIGINT
+  143  ended by SIGTERM
+  152  the configuration is bad: a value, a kernel, a disk or a network interface
+  153  the command line is bad
+  156  ended by SIGHUP";
+
+const HOST_FAILURE: u8 = 1;
+const NO_KVM: u8 = 3;
+const TRIPLE_FAULT: u8 = 4;
+const KVM_INTERNAL: u8 = 5;
+const FAILED_ENTRY: u8 = 6;
+const VCPU_FAILURE: u8 = 7;
+const INTERRUPTED: u8 = 130;
+const TERMINATED: u8 = 143;
+const BAD_CONFIGURATION: u8 = 152;
+/// The command line is bad.
+pub(crate) const BAD_ARGUMENTS: u8 = 153;
+const HUNG_UP: u8 = 156;
+
+/// Why there was no machine, or why it came to a bad end.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    ConfigFile(#[from] ConfigFileError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Arguments(String),
+    #[error("the log cannot be written to {path}")]
+    Log {
+        path: String,
+        source: std::io::Error,
+    },
+    #[error("the terminal and signals cannot be set up")]
+    Host(#[source] std::io::Error),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+impl Failure {
+    fn status(&self) -> u8 {
+        match self {
+            Self::ConfigFile(_) | Self::Config(_) | Self::Log { .. } => BAD_CONFIGURATION,
+            Self::Arguments(_) => BAD_ARGUMENTS,
+            Self::Build(BuildError::Kvm(KvmError::Open { .. } | KvmError::Version(_))) => NO_KVM,
+            Self::Build(error) if error.is_host_failure() => HOST_FAILURE,
+            Self::Build(_) => BAD_CONFIGURATION,
+            Self::Run(RunError::Vcpu(VcpuFailure::Internal { .. })) => KVM_INTERNAL,
+            Self::Run(RunError::Vcpu(VcpuFailure::Entry { .. })) => FAILED_ENTRY,
+            Self::Run(RunError::Vcpu(_)) => VCPU_FAILURE,
+            Self::Host(_) | Self::Run(_) => HOST_FAILURE,
+        }
+    }
+
+    /// Prints the error with all its causes, on one line unless it has a report, and says how to
+    /// exit.
+    #[expect(clippy::print_stderr, reason = "this is where errors are printed")]
+    pub(crate) fn report(&self) -> ExitCode {
+        let text = chain(self);
+        tracing::error!("{text}");
+        eprintln!("brume: {text}");
+        ExitCode::from(self.status())
+    }
+}
+
+/// An error and its causes; what a cause repeats of its effect is left out.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+    text
+}
+
+/// The exit status for a machine that came to an orderly end.
+pub(crate) fn status_of(ending: Ending, triple_fault_is_orderly: bool) -> ExitCode {
+    ExitCode::from(match ending {
+        Ending::PowerOff | Ending::Reset => 0,
+        Ending::Shutdown if triple_fault_is_orderly => 0,
+        Ending::Shutdown => TRIPLE_FAULT,
+        Ending::Stopped(StopReason::Console | StopReason::Signal(libc::SIGINT)) => INTERRUPTED,
+        Ending::Stopped(StopReason::Signal(libc::SIGHUP)) => HUNG_UP,
+        Ending::Stopped(StopReason::Signal(_)) => TERMINATED,
+    })
+}
+
+/// What is said about an orderly end.
+pub(crate) fn describe(ending: Ending) -> String {
+    match ending {
+        Ending::PowerOff => "the guest powered off".into(),
+        Ending::Reset => "the guest restarted".into(),
+        Ending::Shutdown => "the guest shut down by a triple fault".into(),
+        Ending::Stopped(StopReason::Console) => "ended from the keyboard".into(),
+        Ending::Stopped(StopReason::Signal(number)) => format!("ended by signal {number}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_lists_every_status() {
+        for status in [
+            0,
+            HOST_FAILURE,
+            NO_KVM,
+            TRIPLE_FAULT,
+            KVM_INTERNAL,
+            FAILED_ENTRY,
+            VCPU_FAILURE,
+            INTERRUPTED,
+            TERMINATED,
+            BAD_CONFIGURATION,
+            BAD_ARGUMENTS,
+            HUNG_UP,
+        ] {
+            assert!(
+                STATUS_HELP
+                    .lines()
+                    .any(|line| line.starts_with(&format!("{status:>5}  ")))
+            );
+        }
+    }
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Virtio devices: from their configuration to their place on the bus.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use brume_api::config::{CacheType, Drive, IoEngine, NetworkInterface};
+use brume_boot::{MmioDevice, layout};
+use brume_devices::{BusError, Interrupt};
+use brume_virtio::block::{self, Block, BlockConfig, BlockError};
+use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
+use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
+use brume_virtio::{DeviceSignals, GuestMemory, VirtioDevice};
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::chipset::Buses;
+use crate::kvm::{KvmError, Vm};
+
+/// What a TAP that we make is called; the kernel puts a number for the `%d`.
+const TAP_PATTERN: &str = "brume%d";
+
+/// A device that cannot be made or put into its place.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// A disk.
+    #[error("drive \"{id}\" cannot be used")]
+    Block {
+        /// The drive.
+        id: String,
+        /// Why.
+        source: BlockError,
+    },
+    /// A TAP.
+    #[error("Could not create the network device \"{id}\"")]
+    Tap {
+        /// The interface.
+        id: String,
+        /// Why.
+        source: TapError,
+    },
+    /// A bridge.
+    #[error("Could not create the network device \"{id}\"")]
+    Bridge {
+        /// The interface.
+        id: String,
+        /// Why.
+        source: BridgeError,
+    },
+    /// A network device.
+    #[error("Could not create the network device \"{id}\"")]
+    Net {
+        /// The interface.
+        id: String,
+        /// Why.
+        source: NetError,
+    },
+    /// More devices than there are interrupts for.
+    #[error(
+        "a machine can have {} drives and network interfaces",
+        layout::MAX_VIRTIO_MMIO_DEVICES
+    )]
+    TooMany,
+    /// No place on the bus.
+    #[error("a device has no place on the bus")]
+    Bus(#[from] BusError),
+    /// No more file descriptors.
+    #[error("the host gives no event file descriptors for a device")]
+    Event(#[from] io::Error),
+    /// KVM does not wire it.
+    #[error("a device cannot be wired to the machine")]
+    Kvm(#[from] KvmError),
+}
+
+/// A virtio device in its place.
+pub(crate) type SharedTransport = Arc<Mutex<MmioTransport>>;
+
+/// Puts virtio devices on the bus, one after the other.
+pub(crate) struct VirtioSlots<'a> {
+    vm: &'a Vm,
+    memory: &'a GuestMemory,
+    pub(crate) transports: Vec<SharedTransport>,
+    /// Where the devices are, for the firmware tables.
+    pub(crate) places: Vec<MmioDevice>,
+}
+
+impl<'a> VirtioSlots<'a> {
+    pub(crate) fn new(vm: &'a Vm, memory: &'a GuestMemory) -> Self {
+        Self {
+            vm,
+            memory,
+            transports: Vec::new(),
+            places: Vec::new(),
+        }
+    }
+
+    /// Gives `device` the next place.
+    pub(crate) fn add(
+        &mut self,
+        buses: &mut Buses,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<(), AttachError> {
+        let index = self.places.len();
+        if index >= layout::MAX_VIRTIO_MMIO_DEVICES {
+            return Err(AttachError::TooMany);
+        }
+        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        let address = layout::VIRTIO_MMIO_START + u64::from(number) * MMIO_SIZE;
+        let gsi = layout::FIRST_VIRTIO_GSI + number;
+
+        let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        self.vm.wire_interrupt(&irq, gsi)?;
+        let signals = DeviceSignals::new(Interrupt::from_event(irq));
+        let core = TransportCore::new(device, self.memory.clone(), signals)?;
+        for (queue, kick) in (0..).zip(core.kicks()) {
+            self.vm.wire_write(kick, address + QUEUE_NOTIFY, queue)?;
+        }
+        let transport = Arc::new(Mutex::new(MmioTransport::new(core)));
+        buses.mmio.insert(address, MMIO_SIZE, transport.clone())?;
+        self.transports.push(transport);
+        self.places.push(MmioDevice {
+            address,
+            size: MMIO_SIZE,
+            gsi,
+        });
+        Ok(())
+    }
+}
+
+/// Opens what is behind a drive.
+pub(crate) fn open_drive(drive: &Drive) -> Result<Box<dyn VirtioDevice>, AttachError> {
+    let config = BlockConfig {
+        id: drive.drive_id.clone(),
+        path: drive.path_on_host.clone().unwrap_or_default(),
+        read_only: drive.is_read_only,
+        engine: match drive.io_engine {
+            IoEngine::Sync => block::Engine::Sync,
+            IoEngine::Async => block::Engine::Async,
+        },
+        cache: match drive.cache_type {
+            CacheType::Unsafe => block::CacheType::Unsafe,
+            CacheType::Writeback => block::CacheType::Writeback,
+        },
+        lock: drive.lock.unwrap_or(false),
+    };
+    match Block::open(config) {
+        Ok(block) => Ok(Box::new(block)),
+        Err(source) => Err(AttachError::Block {
+            id: drive.drive_id.clone(),
+            source,
+        }),
+    }
+}
+
+/// Opens or makes what is behind a network interface.
+pub(crate) fn open_interface(
+    interface: &NetworkInterface,
+) -> Result<Box<dyn VirtioDevice>, AttachError> {
+    let id = || interface.iface_id.clone();
+    let opened = match &interface.host_dev_name {
+        Some(name) => Tap::open(name),
+        None => Tap::create(TAP_PATTERN),
+    };
+    let tap = opened.map_err(|source| AttachError::Tap { id: id(), source })?;
+    if let Some(bridge) = &interface.bridge {
+        join_bridge(bridge, &tap).map_err(|source| AttachError::Bridge { id: id(), source })?;
+    }
+    let config = NetConfig {
+        id: id(),
+        mac: interface
+            .guest_mac
+            .as_deref()
+            .and_then(|mac| mac.parse().ok()),
+        mtu: interface.mtu,
+    };
+    match Net::new(config, tap) {
+        Ok(net) => Ok(Box::new(net)),
+        Err(source) => Err(AttachError::Net { id: id(), source }),
+    }
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From a configuration to a machine that can start.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use brume_api::config::{BootSource, ConfigError, Drive, VmConfig};
+use brume_boot::{
+    BootError, BootRequest, DeviceArguments, KernelProtocol, UnknownProtocol, layout,
+};
+use brume_devices::BusError;
+use brume_virtio::GuestMemory;
+use kvm_ioctls::Cap;
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::attach::{self, AttachError, VirtioSlots};
+use crate::chipset::{Buses, StartClock};
+use crate::cpu::{CpuPlan, VcpuBuses, VcpuHandle, set_up};
+use crate::event::event_queue;
+use crate::kvm::{KvmError, Vm};
+use crate::machine::Machine;
+
+/// A machine that cannot be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The configuration contradicts itself.
+    #[error("the machine cannot be configured")]
+    Config(#[from] ConfigError),
+    /// The kernel cannot be opened.
+    #[error("The kernel file cannot be opened: {source} ({})", path.display())]
+    KernelFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The initrd cannot be opened.
+    #[error("The initrd file cannot be opened ({})", path.display())]
+    InitrdFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel protocol is none.
+    #[error("the kernel protocol cannot be used")]
+    Protocol(#[from] UnknownProtocol),
+    /// A memory size that no machine has.
+    #[error("Invalid Memory Configuration")]
+    MemorySize(#[from] layout::MemorySizeError),
+    /// The host has not got the memory.
+    #[error("Invalid Memory Configuration: Cannot create mmap region: {0}")]
+    Memory(String),
+    /// Kernel, initrd or command line are not good.
+    #[error("the guest cannot be loaded")]
+    Boot(#[from] BootError),
+    /// A device cannot be used.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// KVM does not do it.
+    #[error("the virtual machine cannot be made")]
+    Kvm(#[from] KvmError),
+    /// Two devices want the same place.
+    #[error("the machine's devices do not fit together")]
+    Bus(#[from] BusError),
+    /// The host gives no threads or file descriptors.
+    #[error("the host does not give what a machine needs")]
+    Host(#[from] io::Error),
+}
+
+impl BuildError {
+    /// Whether it is the host that does not do what is needed, and not the request that is wrong.
+    pub fn is_host_failure(&self) -> bool {
+        matches!(
+            self,
+            Self::Kvm(_)
+                | Self::Bus(_)
+                | Self::Host(_)
+                | Self::Memory(_)
+                | Self::Attach(AttachError::Event(_) | AttachError::Kvm(_) | AttachError::Bus(_))
+        )
+    }
+}
+
+/// What a machine needs besides its configuration.
+pub struct BuildOptions {
+    /// Where the guest's serial output goes.
+    pub console: Box<dyn Write + Send>,
+    /// Tells the wall time and the CPU time since the start, for a guest with a boot timer in use.
+    pub clock: Option<StartClock>,
+}
+
+impl Machine {
+    /// Builds the machine that `config` describes. Nothing of it runs yet.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from being built; all that was made for it is gone again then.
+    pub fn build(config: &VmConfig, options: BuildOptions) -> Result<Self, BuildError> {
+        config.validate()?;
+        let kernel = open_kernel(&config.boot_source)?;
+        let initrd = open_initrd(&config.boot_source)?;
+        let memory = map_memory(config.machine_config.memory_bytes())?;
+        let devices = open_devices(config)?;
+
+        let vm = Vm::new(&memory, config.machine_config.track_dirty_pages)?;
+        let (sender, queue) = event_queue()?;
+        let mut buses = Buses::default();
+        let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        vm.wire_interrupt(&irq, layout::COM1_GSI)?;
+        let console = buses.add_serial(options.console, irq, room)?;
+        buses.add_power(&sender)?;
+        if let Some(clock) = options.clock {
+            buses.add_boot_timer(clock)?;
+        }
+        let mut slots = VirtioSlots::new(&vm, &memory);
+        for device in devices {
+            slots.add(&mut buses, device)?;
+        }
+        let VirtioSlots {
+            transports, places, ..
+        } = slots;
+
+        let boot = brume_boot::load(
+            &memory,
+            &BootRequest {
+                kernel: &kernel,
+                initrd: initrd.as_ref(),
+                cmdline: &command_line(config),
+                protocol: protocol(&config.boot_source)?,
+                vcpus: config.machine_config.vcpu_count,
+                devices: &places,
+                device_arguments: DeviceArguments::default(),
+            },
+        )?;
+        tracing::debug!("kernel loaded by {:?} at {:x?}", boot.protocol, boot.kernel);
+
+        let plan = CpuPlan {
+            supported: &vm.cpuid,
+            vcpus: config.machine_config.vcpu_count,
+            smt: config.machine_config.smt,
+            tsc_deadline: vm.has(Cap::TscDeadlineTimer),
+        };
+        let buses = VcpuBuses {
+            pio: Arc::new(buses.pio),
+            mmio: Arc::new(buses.mmio),
+        };
+        let mut vcpus = Vec::new();
+        for index in 0..plan.vcpus {
+            let vcpu = vm.create_vcpu(index)?;
+            set_up(&vcpu, index, &plan, (index == 0).then_some(&boot.registers))?;
+            vcpus.push(VcpuHandle::spawn(
+                index,
+                vcpu,
+                buses.clone(),
+                sender.clone(),
+            )?);
+        }
+        Ok(Self::new(vm, vcpus, transports, console, sender, queue))
+    }
+}
+
+fn open_kernel(boot: &BootSource) -> Result<File, BuildError> {
+    let path = &boot.kernel_image_path;
+    open_file(path).map_err(|source| BuildError::KernelFile {
+        path: path.clone(),
+        source,
+    })
+}
+
+fn open_initrd(boot: &BootSource) -> Result<Option<File>, BuildError> {
+    let Some(path) = &boot.initrd_path else {
+        return Ok(None);
+    };
+    match open_file(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(source) => Err(BuildError::InitrdFile {
+            path: path.clone(),
+            source,
+        }),
+    }
+}
+
+/// Opens a file to read, and nothing that is not one: a FIFO would make us wait for its writer.
+fn open_file(path: &Path) -> io::Result<File> {
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
+    }
+    File::open(path)
+}
+
+fn protocol(boot: &BootSource) -> Result<Option<KernelProtocol>, UnknownProtocol> {
+    boot.kernel_protocol.as_deref().map(str::parse).transpose()
+}
+
+fn map_memory(size: u64) -> Result<GuestMemory, BuildError> {
+    let regions = layout::memory_regions(size)?;
+    GuestMemory::from_ranges(&regions).map_err(|error| BuildError::Memory(error.to_string()))
+}
+
+/// The drives in the order in which the guest finds them: the root disk is the first.
+fn drives_in_order(config: &VmConfig) -> impl Iterator<Item = &Drive> {
+    let (root, others): (Vec<_>, Vec<_>) =
+        config.drives.iter().partition(|drive| drive.is_root_device);
+    root.into_iter().chain(others)
+}
+
+fn open_devices(
+    config: &VmConfig,
+) -> Result<Vec<Box<dyn brume_virtio::VirtioDevice>>, AttachError> {
+    let drives = drives_in_order(config).map(attach::open_drive);
+    let interfaces = config.network_interfaces.iter().map(attach::open_interface);
+    drives.chain(interfaces).collect()
+}
+
+/// The kernel's command line, with the root disk named if there is one.
+fn command_line(config: &VmConfig) -> String {
+    let args = config.boot_source.args();
+    let Some(drive) = config.drives.iter().find(|drive| drive.is_root_device) else {
+        return args.into();
+    };
+    let device = match &drive.partuuid {
+        Some(partuuid) => format!("PARTUUID={partuuid}"),
+        None => "/dev/vda".into(),
+    };
+    let access = if drive.is_read_only { "ro" } else { "rw" };
+    let root = format!("root={device} {access}");
+    // What follows `--` is for init.
+    match args.split_once(" -- ") {
+        Some((kernel, init)) => format!("{kernel} {root} -- {init}"),
+        None => format!("{args} {root}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(args: &str, root: Option<&str>) -> VmConfig {
+        let drives = root.map(|rest| {
+            format!(r#"{{"drive_id": "r", "is_root_device": true, "path_on_host": "/d"{rest}}}"#)
+        });
+        VmConfig::from_json(&format!(
+            r#"{{"boot-source": {{"kernel_image_path": "/k", "boot_args": "{args}"}},
+                "drives": [{}]}}"#,
+            drives.unwrap_or_default()
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_root_disk_is_named_before_the_arguments_of_init() {
+        assert_eq!(command_line(&config("a b", None)), "a b");
+        assert_eq!(command_line(&config("a", Some(""))), "a root=/dev/vda rw");
+        assert_eq!(
+            command_line(&config("a -- b", Some(r#", "is_read_only": true"#))),
+            "a root=/dev/vda ro -- b"
+        );
+        assert_eq!(
+            command_line(&config("a", Some(r#", "partuuid": "12ab-01""#))),
+            "a root=PARTUUID=12ab-01 rw"
+        );
+    }
+
+    #[test]
+    fn a_directory_or_a_device_is_no_kernel() {
+        for path in ["/", "/dev/null"] {
+            assert!(open_file(Path::new(path)).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The devices that every machine has, at their usual places.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use brume_boot::layout;
+use brume_devices::{AcpiPower, BootTimer, Bus, BusError, I8042, Interrupt, Serial};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::event::{Console, EventSender};
+
+/// The two address spaces of a machine while it is being built.
+#[derive(Default)]
+pub(crate) struct Buses {
+    pub(crate) pio: Bus,
+    pub(crate) mmio: Bus,
+}
+
+/// A clock that tells the wall time and the CPU time since the start.
+pub(crate) type StartClock = Box<dyn Fn() -> (Duration, Duration) + Send>;
+
+impl Buses {
+    /// Adds the serial port, with its output going to `output`, on the line `irq`.
+    pub(crate) fn add_serial(
+        &mut self,
+        output: Box<dyn Write + Send>,
+        irq: Arc<EventFd>,
+        room: Arc<EventFd>,
+    ) -> Result<Console, BusError> {
+        let lines = [irq, room.clone()].map(Interrupt::from_event);
+        let [irq, room_line] = lines;
+        let serial = Arc::new(Mutex::new(Serial::new(irq, output, room_line)));
+        self.pio
+            .insert(u64::from(layout::COM1_PORT), Serial::PORTS, serial.clone())?;
+        Ok(Console::new(serial, room))
+    }
+
+    /// Adds the ways to end a machine: keyboard controller and ACPI registers.
+    pub(crate) fn add_power(&mut self, events: &EventSender) -> Result<(), BusError> {
+        let i8042 = Arc::new(Mutex::new(I8042::new(events.guest_events())));
+        self.pio
+            .insert(u64::from(layout::I8042_DATA_PORT), I8042::PORTS, i8042)?;
+        let acpi = Arc::new(Mutex::new(AcpiPower::new(events.guest_events())));
+        self.pio.insert(
+            u64::from(layout::ACPI_SLEEP_CONTROL_PORT),
+            AcpiPower::PORTS,
+            acpi,
+        )
+    }
+
+    /// Adds the boot timer.
+    pub(crate) fn add_boot_timer(&mut self, clock: StartClock) -> Result<(), BusError> {
+        let timer = Arc::new(Mutex::new(BootTimer::new(clock)));
+        self.mmio
+            .insert(layout::BOOT_TIMER_ADDRESS, layout::BOOT_TIMER_SIZE, timer)
+    }
+}
+
+// The firmware tables tell the guest what the device takes.
+const _: () = assert!(layout::ACPI_RESET_VALUE == brume_devices::RESET_VALUE);
+const _: () = assert!(layout::ACPI_S5_SLEEP_TYPE == brume_devices::S5_SLEEP_TYPE);
+const _: () = assert!(layout::COM1_SIZE as u64 == Serial::PORTS);

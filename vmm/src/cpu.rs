@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+//! vCPUs: their first state, their threads, and what is reported when one fails.
+
+mod cpuid;
+mod exit;
+mod kick;
+mod report;
+mod setup;
+mod thread;
+
+pub use report::{FailureReport, VcpuFailure};
+pub(crate) use setup::{CpuPlan, set_up};
+pub(crate) use thread::{VcpuBuses, VcpuEnd, VcpuHandle, VcpuOutcome};

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The states of a machine and what leads from one to the next.
+//!
+//! ```text
+//! NotStarted --Start--> Running --Pause--> Paused --Resume--> Running
+//!      |                   |                 |
+//!      +-------Stop--------+------Stop-------+-----> Stopped
+//! ```
+
+use thiserror::Error;
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmState {
+    /// Built; no vCPU has run.
+    NotStarted,
+    /// vCPUs and devices run.
+    Running,
+    /// vCPUs are held between two instructions, devices are stopped with their queues handed back.
+    Paused,
+    /// Over. No vCPU or device runs, and none will.
+    Stopped,
+}
+
+/// What can happen to a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmEvent {
+    /// The first start.
+    Start,
+    /// A pause.
+    Pause,
+    /// The end of a pause.
+    Resume,
+    /// The end, by the guest, by request or by a failure.
+    Stop,
+}
+
+/// A request that does not fit the state.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a machine that is {state:?} cannot {event:?}")]
+pub struct IllegalTransition {
+    /// The state the machine is in, and stays in.
+    pub state: VmState,
+    /// What was to happen.
+    pub event: VmEvent,
+}
+
+impl VmState {
+    /// The state after `event`.
+    ///
+    /// # Errors
+    ///
+    /// The event cannot happen in this state.
+    pub fn next(self, event: VmEvent) -> Result<Self, IllegalTransition> {
+        match (self, event) {
+            (Self::NotStarted, VmEvent::Start) | (Self::Paused, VmEvent::Resume) => {
+                Ok(Self::Running)
+            }
+            (Self::Running, VmEvent::Pause) => Ok(Self::Paused),
+            (Self::NotStarted | Self::Running | Self::Paused, VmEvent::Stop) => Ok(Self::Stopped),
+            (state, event) => Err(IllegalTransition { state, event }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::VmEvent::*;
+    use super::VmState::*;
+    use super::*;
+
+    #[test]
+    fn every_state_by_every_event() {
+        let table = [
+            (NotStarted, [Some(Running), None, None, Some(Stopped)]),
+            (Running, [None, Some(Paused), None, Some(Stopped)]),
+            (Paused, [None, None, Some(Running), Some(Stopped)]),
+            (Stopped, [None, None, None, None]),
+        ];
+        for (state, row) in table {
+            for (event, expected) in [Start, Pause, Resume, Stop].into_iter().zip(row) {
+                let expected = expected.ok_or(IllegalTransition { state, event });
+                assert_eq!(state.next(event), expected, "{state:?} by {event:?}");
+            }
+        }
+    }
+}

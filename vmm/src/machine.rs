@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A machine and the thread that owns it.
+//!
+//! [`Machine::run`] turns the calling thread into the owner: it runs the event loop, takes what
+//! arrives in the queue, and is the only one to change the machine's state. Lock order: the owner
+//! takes one transport's lock at a time, and only when all vCPUs are held or gone.
+
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, PoisonError};
+
+use brume_devices::GuestEvent;
+use brume_virtio::transport::RunningQueues;
+use event_manager::{Error, EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use thiserror::Error;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::attach::SharedTransport;
+use crate::cpu::{VcpuEnd, VcpuFailure, VcpuHandle, VcpuOutcome};
+use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Request, StopReason};
+use crate::kvm::Vm;
+use crate::lifecycle::{IllegalTransition, VmEvent, VmState};
+
+/// How a machine came to an orderly end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a restart.
+    Reset,
+    /// A vCPU shut down: a triple fault, by intent or by accident.
+    Shutdown,
+    /// It was asked to stop from outside.
+    Stopped(StopReason),
+}
+
+/// A machine that came to a bad end.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// A vCPU cannot go on.
+    #[error(transparent)]
+    Vcpu(VcpuFailure),
+    /// The event loop does not work.
+    #[error("the event loop does not work")]
+    EventLoop(#[source] Error),
+}
+
+/// A machine: vCPUs, memory and devices.
+pub struct Machine {
+    // In the order in which they have to go: vCPUs before what they use.
+    vcpus: Vec<VcpuHandle>,
+    transports: Vec<SharedTransport>,
+    /// The queues of paused devices, in the order of `transports`.
+    paused: Vec<RunningQueues>,
+    state: VmState,
+    console: Console,
+    sender: EventSender,
+    queue: EventQueue,
+    end: Option<Result<Ending, RunError>>,
+    _vm: Vm,
+}
+
+impl Machine {
+    pub(crate) fn new(
+        vm: Vm,
+        vcpus: Vec<VcpuHandle>,
+        transports: Vec<SharedTransport>,
+        console: Console,
+        sender: EventSender,
+        queue: EventQueue,
+    ) -> Self {
+        Self {
+            vcpus,
+            transports,
+            paused: Vec::new(),
+            state: VmState::NotStarted,
+            console,
+            sender,
+            queue,
+            end: None,
+            _vm: vm,
+        }
+    }
+
+    /// A way to ask for something from other threads.
+    pub fn handle(&self) -> MachineHandle {
+        MachineHandle::new(self.sender.clone())
+    }
+
+    /// The input side of the serial console.
+    pub fn console(&self) -> Console {
+        self.console.clone()
+    }
+
+    /// Starts the machine and runs it to its end on the calling thread, which serves the given
+    /// subscribers meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// A vCPU fails, or the event loop does. vCPUs, device workers and what they held are gone in
+    /// any case when this returns.
+    pub fn run(
+        mut self,
+        subscribers: Vec<Box<dyn MutEventSubscriber>>,
+    ) -> Result<Ending, RunError> {
+        let mut manager = EventManager::new().map_err(RunError::EventLoop)?;
+        for subscriber in subscribers {
+            manager.add_subscriber(subscriber);
+        }
+        manager.add_subscriber(Box::new(WakeUp(self.queue.wake())));
+        self.start();
+        loop {
+            match manager.run() {
+                // A stopped process that goes on, or a debugger.
+                Err(Error::Epoll(errno)) if errno.errno() == libc::EINTR => {}
+                result => drop(result.map_err(RunError::EventLoop)?),
+            }
+            while let Some(event) = self.queue.next() {
+                self.take(event);
+            }
+            if let Some(end) = self.end.take() {
+                return end;
+            }
+        }
+    }
+
+    fn start(&mut self) {
+        // Only a machine that was never started can be run.
+        if let Ok(next) = self.state.next(VmEvent::Start) {
+            self.state = next;
+            self.vcpus.iter().for_each(VcpuHandle::proceed);
+        }
+    }
+
+    /// Holds the vCPUs first, so that no device is used any more, then stops the devices, which
+    /// finish what is in flight.
+    fn pause(&mut self) -> Result<(), IllegalTransition> {
+        let next = self.state.next(VmEvent::Pause)?;
+        let held: Vec<Receiver<()>> = self.vcpus.iter().map(VcpuHandle::hold).collect();
+        for held in held {
+            // An error says that the vCPU has ended, which its event will tell.
+            let _ = held.recv();
+        }
+        self.paused = self.each_transport(|core| core.pause());
+        self.state = next;
+        Ok(())
+    }
+
+    /// The reverse of a pause.
+    fn resume(&mut self) -> Result<(), IllegalTransition> {
+        let next = self.state.next(VmEvent::Resume)?;
+        let mut queues = std::mem::take(&mut self.paused).into_iter();
+        self.each_transport(|core| queues.next().map(|queues| core.resume(queues)));
+        self.vcpus.iter().for_each(VcpuHandle::proceed);
+        self.state = next;
+        Ok(())
+    }
+
+    fn each_transport<T>(
+        &self,
+        mut action: impl FnMut(&mut brume_virtio::transport::TransportCore) -> T,
+    ) -> Vec<T> {
+        let act = |transport: &SharedTransport| {
+            action(
+                transport
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .core(),
+            )
+        };
+        self.transports.iter().map(act).collect()
+    }
+
+    /// Ends the vCPUs, then the devices.
+    fn stop(&mut self, end: Result<Ending, RunError>) {
+        let Ok(next) = self.state.next(VmEvent::Stop) else {
+            return;
+        };
+        self.state = next;
+        self.vcpus.clear();
+        self.each_transport(|core| drop(core.pause()));
+        self.end = Some(end);
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Guest(GuestEvent::Reset) => self.stop(Ok(Ending::Reset)),
+            Event::Guest(GuestEvent::PowerOff) => self.stop(Ok(Ending::PowerOff)),
+            Event::Vcpu(VcpuEnd { index, outcome }) => self.vcpu_ended(index, outcome),
+            Event::Request(request) => self.answer(request),
+        }
+    }
+
+    fn vcpu_ended(&mut self, index: u8, outcome: VcpuOutcome) {
+        match outcome {
+            VcpuOutcome::Shutdown => {
+                tracing::info!("vCPU {index} shut down");
+                self.stop(Ok(Ending::Shutdown));
+            }
+            VcpuOutcome::Failed(failure) => self.stop(Err(RunError::Vcpu(failure))),
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        // Whoever asked may have stopped waiting; that is no matter of ours.
+        match request {
+            Request::Pause(reply) => drop(reply.send(self.pause())),
+            Request::Resume(reply) => drop(reply.send(self.resume())),
+            Request::State(reply) => drop(reply.send(self.state)),
+            Request::Stop(reason) => self.stop(Ok(Ending::Stopped(reason))),
+        }
+    }
+}
+
+/// Gets the event loop out of its wait when something was queued.
+struct WakeUp(Arc<EventFd>);
+
+impl MutEventSubscriber for WakeUp {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        // Nothing to read means that somebody else was faster, which is as good.
+        let _ = self.0.read();
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        // The loop is new and the event is ours: it is not in it yet.
+        let _ = ops.add(Events::new(self.0.as_ref(), EventSet::IN));
+    }
+}
