@@ -88,18 +88,14 @@ impl Blk {
     /// When there is none, or it cannot be set up.
     pub fn open() -> Self {
         let base = mmio::find(DeviceType::Block).expect("no block device");
-        Self::open_at(base)
+        Self::open_at(base).expect("the block device cannot be set up")
     }
 
-    /// Sets up the block device at `base`.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot be set up.
-    pub fn open_at(base: u64) -> Self {
-        let mut transport = Mmio::new(base).expect("not a virtio device");
+    /// Sets up the block device at `base`; `None` when it cannot be.
+    pub fn open_at(base: u64) -> Option<Self> {
+        let mut transport = Mmio::new(base)?;
         let features = transport.negotiate(WANTED);
-        let ring = Ring::new(&mut transport, 0).expect("the queue cannot be set up");
+        let ring = Ring::new(&mut transport, 0).ok()?;
         transport.finish_init();
         let mut blk = Self {
             transport,
@@ -109,7 +105,7 @@ impl Blk {
             split_header: false,
         };
         blk.capacity = u64::from(blk.config(0)) | u64::from(blk.config(4)) << 32;
-        blk
+        Some(blk)
     }
 
     /// A 32-bit field of the configuration space.

@@ -22,6 +22,11 @@ mod console;
 mod end;
 mod fault;
 mod frame;
+mod hostile;
+mod hostile_blk;
+mod hostile_net;
+mod hostile_queue;
+mod hostile_regs;
 mod libc;
 mod memory;
 mod mmio;
@@ -57,6 +62,9 @@ extern "C" fn bare_main(protocol: u32, info: u64) -> ! {
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    say!("panic {}", info);
+    match info.location() {
+        Some(at) => say!("panic {}:{} {}", at.file(), at.line(), info.message()),
+        None => say!("panic {}", info.message()),
+    }
     end::reset()
 }

@@ -2,6 +2,7 @@
 //! Finds virtio-mmio devices, and the transport through which every driver here reaches them.
 
 use crate::{cmdline, params};
+use core::arch::asm;
 use core::ptr::NonNull;
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
@@ -33,6 +34,34 @@ pub fn read32(address: u64) -> u32 {
 pub fn write32(address: u64, value: u32) {
     // SAFETY: as in `read32`.
     unsafe { (address as *mut u32).write_volatile(value) };
+}
+
+/// Reads 1, 2, 4 or 8 bytes at any address from 3 GiB on, aligned or not.
+pub fn read(address: u64, width: u32) -> u64 {
+    let value: u64;
+    // SAFETY: as in `read32`; assembly, because a volatile read in Rust must be aligned.
+    unsafe {
+        match width {
+            1 => asm!("movzx {v:e}, byte ptr [{a}]", v = out(reg) value, a = in(reg) address),
+            2 => asm!("movzx {v:e}, word ptr [{a}]", v = out(reg) value, a = in(reg) address),
+            4 => asm!("mov {v:e}, [{a}]", v = out(reg) value, a = in(reg) address),
+            _ => asm!("mov {v}, [{a}]", v = out(reg) value, a = in(reg) address),
+        }
+    }
+    value
+}
+
+/// Writes 1, 2, 4 or 8 bytes at any address from 3 GiB on, aligned or not.
+pub fn write(address: u64, width: u32, value: u64) {
+    // SAFETY: as in `read`.
+    unsafe {
+        match width {
+            1 => asm!("mov [{a}], {v}", v = in(reg_byte) value as u8, a = in(reg) address),
+            2 => asm!("mov [{a}], {v:x}", v = in(reg) value, a = in(reg) address),
+            4 => asm!("mov [{a}], {v:e}", v = in(reg) value, a = in(reg) address),
+            _ => asm!("mov [{a}], {v}", v = in(reg) value, a = in(reg) address),
+        }
+    }
 }
 
 fn is_device(base: u64) -> bool {

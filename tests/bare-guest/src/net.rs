@@ -28,7 +28,8 @@ pub const GUEST_TSO4: u64 = 1 << 7;
 /// `VIRTIO_NET_F_HOST_TSO4`.
 pub const HOST_TSO4: u64 = 1 << 11;
 /// CSUM, GUEST_CSUM, and for both directions TSO4, TSO6 and UFO.
-const OFFLOADS: u64 = 1 | 1 << 1 | GUEST_TSO4 | 1 << 8 | 1 << 10 | HOST_TSO4 | 1 << 12 | 1 << 14;
+pub const OFFLOADS: u64 =
+    1 | 1 << 1 | GUEST_TSO4 | 1 << 8 | 1 << 10 | HOST_TSO4 | 1 << 12 | 1 << 14;
 
 /// A frame with segmentation offload, at most.
 const BIG: usize = 65535 + 14;
@@ -57,15 +58,11 @@ impl Net {
     /// When there is none, or it cannot be set up.
     pub fn open(max: usize) -> Self {
         let base = mmio::find(DeviceType::Network).expect("no network device");
-        Self::open_at(base, max)
+        Self::open_at(base, max).expect("the network device cannot be set up")
     }
 
-    /// As [`Self::open`], for the device at `base`.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot be set up.
-    pub fn open_at(base: u64, max: usize) -> Self {
+    /// As [`Self::open`], for the device at `base`; `None` when it cannot be set up.
+    pub fn open_at(base: u64, max: usize) -> Option<Self> {
         let offloads = if params::number("bare.offload", 0) != 0 {
             OFFLOADS
         } else {
@@ -76,11 +73,11 @@ impl Net {
         } else {
             0
         };
-        let mut transport = Mmio::new(base).expect("not a virtio device");
+        let mut transport = Mmio::new(base)?;
         let wanted = MTU | MAC | STATUS | EVENT_IDX | INDIRECT_DESC | offloads | merge;
         let features = transport.negotiate(wanted);
-        let rx_ring = Ring::new(&mut transport, 0).expect("the receive queue cannot be set up");
-        let tx_ring = Ring::new(&mut transport, 1).expect("the transmit queue cannot be set up");
+        let rx_ring = Ring::new(&mut transport, 0).ok()?;
+        let tx_ring = Ring::new(&mut transport, 1).ok()?;
         transport.finish_init();
         let max = if features & OFFLOADS != 0 { BIG } else { max };
         let merged = features & MRG_RXBUF != 0;
@@ -107,7 +104,7 @@ impl Net {
             mac,
         };
         net.rx.ring.kick(&mut net.transport);
-        net
+        Some(net)
     }
 
     /// Notifies the device of what was added to either queue.
@@ -281,6 +278,16 @@ impl Tx {
             frames += 1;
         }
         frames
+    }
+
+    /// Notifies the device of what was submitted.
+    pub fn kick(&mut self, transport: &mut Mmio) {
+        self.ring.kick(transport);
+    }
+
+    /// Whether every buffer is in flight.
+    pub fn is_full(&self) -> bool {
+        self.idle.is_empty()
     }
 
     /// Whether no frame is in flight.

@@ -99,21 +99,27 @@ pub fn respond() {
     let start = clock::now();
     while !stop && count < frames && clock::now() - start < limit {
         net.tx.reap();
-        let Net { rx, tx, .. } = &mut net;
+        let Net {
+            rx, tx, transport, ..
+        } = &mut net;
         rx.poll(|_, data| match frame::parse(data) {
             Some((frame::STOP, _)) => stop = true,
             Some(_) => {
                 count += 1;
                 bytes += data.len();
-                match tx.take() {
-                    None => dropped += 1,
-                    Some(slot) => {
-                        let to = &mut tx.buffer(slot)[HEADER..HEADER + data.len()];
-                        to.copy_from_slice(data);
-                        frame::turn_round(to);
-                        dropped += u64::from(!tx.submit(slot, data.len(), 1));
-                    }
+                // A full queue is waited for, so that what is missing was lost on the way.
+                if tx.is_full() {
+                    tx.kick(transport);
+                    clock::wait(1000, || tx.reap() > 0);
                 }
+                let Some(slot) = tx.take() else {
+                    dropped += 1;
+                    return;
+                };
+                let to = &mut tx.buffer(slot)[HEADER..HEADER + data.len()];
+                to.copy_from_slice(data);
+                frame::turn_round(to);
+                dropped += u64::from(!tx.submit(slot, data.len(), 1));
             }
             None => other += 1,
         });

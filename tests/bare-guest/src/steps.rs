@@ -3,7 +3,9 @@
 
 use crate::boot_info::BootInfo;
 use crate::console::{self, say};
-use crate::{blk_bench, blk_cases, blk_check, clock, memory, mmio, net_bench, net_check, params};
+use crate::{
+    blk_bench, blk_cases, blk_check, clock, hostile, memory, mmio, net_bench, net_check, params,
+};
 
 /// Runs the steps of `bare.do=STEP[,STEP]` in turn.
 pub fn run(boot: &BootInfo) {
@@ -33,6 +35,9 @@ fn run_one(step: &str, boot: &BootInfo) {
         "net-tx" => net_bench::transmit(),
         "net-rx" => net_bench::receive(),
         "net-rtt" => net_bench::round_trip(),
+        "hostile-blk" => hostile::run_blk(),
+        "hostile-net" => hostile::run_net(),
+        "fault" => fault(),
         _ => say!("error unknown-step {step}"),
     }
 }
@@ -116,4 +121,11 @@ fn cpu_spin() {
         clock::ns(ticks),
         clock::ns(gap)
     );
+}
+
+/// Reads where nothing is mapped: ends with the report of a page fault.
+fn fault() {
+    let nowhere = (1_u64 << 46) as *const u8;
+    // SAFETY: the fault is the purpose, and its handler does not return.
+    unsafe { nowhere.read_volatile() };
 }
