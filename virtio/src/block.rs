@@ -23,7 +23,9 @@ mod log_limit;
 mod request;
 mod server;
 mod sync;
+mod uring;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -33,8 +35,10 @@ use request::{
 };
 use server::{Parts, Server};
 use sync::SyncEngine;
+use uring::{AsyncEngine, Ring};
 
 use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
+use crate::memory::GuestMemory;
 use crate::queue::QueueState;
 use crate::worker::Worker;
 
@@ -87,6 +91,8 @@ pub struct BlockConfig {
 pub struct Block {
     config: BlockConfig,
     disk: Arc<Disk>,
+    /// Made when the image is opened, so that its lack is told then; used by the first start.
+    ring: Option<Ring>,
     worker: Option<Worker<Server>>,
 }
 
@@ -101,10 +107,42 @@ impl Block {
     /// The image is missing, of the wrong kind or in use, or the host lacks what the engine needs.
     pub fn open(config: BlockConfig) -> Result<Self, BlockError> {
         let disk = Disk::open(&config.path, config.read_only, config.lock)?;
+        let ring = match config.engine {
+            Engine::Sync => None,
+            Engine::Async => Some(Ring::new().map_err(|source| BlockError::Ring {
+                path: config.path.clone(),
+                source,
+            })?),
+        };
         Ok(Self {
             config,
             disk: Arc::new(disk),
+            ring,
             worker: None,
+        })
+    }
+
+    /// Whether each write has to be durable when it is answered: it is so for a driver that was
+    /// offered flushes and does without (section 5.2.6.2).
+    fn writes_through(&self, features: u64) -> bool {
+        self.config.cache == CacheType::Writeback && features & F_FLUSH == 0
+    }
+
+    fn engine(
+        &mut self,
+        memory: GuestMemory,
+        durable: bool,
+    ) -> io::Result<Box<dyn engine::Engine>> {
+        let disk = self.disk.clone();
+        Ok(match self.config.engine {
+            Engine::Sync => Box::new(SyncEngine::new(disk, memory, durable)),
+            Engine::Async => {
+                let ring = match self.ring.take() {
+                    Some(ring) => ring,
+                    None => Ring::new()?,
+                };
+                Box::new(AsyncEngine::new(ring, disk, memory, durable))
+            }
         })
     }
 
@@ -154,10 +192,7 @@ impl VirtioDevice for Block {
             // The driver uses no queue, so there is nothing to serve.
             return Ok(());
         };
-        // Section 5.2.6.2: a driver that was offered flushes and does without wants each write
-        // to be durable.
-        let durable = self.config.cache == CacheType::Writeback && features & F_FLUSH == 0;
-        let engine = SyncEngine::new(self.disk.clone(), memory.clone(), durable);
+        let engine = self.engine(memory.clone(), self.writes_through(features))?;
         let server = Server::new(Parts {
             queue: started.queue,
             kick: started.kick,
@@ -170,7 +205,7 @@ impl VirtioDevice for Block {
             },
             serial: self.serial(),
             name: format!("block device {}", self.config.id),
-            engine: Box::new(engine),
+            engine,
         });
         self.worker = Some(Worker::spawn("block", server, signals)?);
         Ok(())

@@ -8,7 +8,7 @@ use libc::{FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
 use vm_memory::GuestAddress;
 
 use super::disk::Disk;
-use super::host;
+use super::host::{self, Direction};
 use super::request::Request;
 use crate::memory::IoBuffers;
 
@@ -55,7 +55,7 @@ pub(super) trait Engine: Send {
         None
     }
 
-    /// Waits until a request is done; `false` if none is in flight.
+    /// Waits until a request is done; `false` if none was in flight.
     ///
     /// # Errors
     ///
@@ -70,15 +70,31 @@ pub(super) trait Engine: Send {
     }
 }
 
-/// Carries out a request that moves no data, on this thread.
-pub(super) fn execute(disk: &Disk, request: Request, durable: bool) -> io::Result<()> {
+/// Carries out a request on this thread. Returns how many bytes of guest memory were written.
+pub(super) fn execute(
+    disk: &Disk,
+    request: Request,
+    buffers: &IoBuffers,
+    durable: bool,
+) -> (u32, io::Result<()>) {
+    let transfer =
+        |direction, offset| host::transfer(&disk.file, direction, buffers, offset, 0, durable);
     match request {
-        Request::Flush => return disk.file.sync_data(),
-        Request::Discard { len: 0, .. } | Request::WriteZeroes { len: 0, .. } => return Ok(()),
-        Request::Discard { offset, len } => discard(disk, offset, len)?,
-        Request::WriteZeroes { offset, len, unmap } => write_zeroes(disk, offset, len, unmap)?,
-        Request::Read { .. } | Request::Write { .. } | Request::GetId => {}
+        Request::Read { offset, .. } => transfer(Direction::Read, offset),
+        Request::Write { offset, .. } => transfer(Direction::Write, offset),
+        Request::Flush => (0, disk.file.sync_data()),
+        Request::Discard { offset, len } => (0, settle(disk, discard(disk, offset, len), durable)),
+        Request::WriteZeroes { offset, len, unmap } => {
+            let result = write_zeroes(disk, offset, len, unmap);
+            (0, settle(disk, result, durable))
+        }
+        Request::GetId => (0, Ok(())),
     }
+}
+
+/// Makes what was changed durable, if it has to be.
+fn settle(disk: &Disk, result: io::Result<()>, durable: bool) -> io::Result<()> {
+    result?;
     if durable {
         disk.file.sync_data()?;
     }
@@ -87,6 +103,9 @@ pub(super) fn execute(disk: &Disk, request: Request, durable: bool) -> io::Resul
 
 /// Discarding is advice: where the host cannot do it, nothing is done.
 fn discard(disk: &Disk, offset: u64, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
     let result = if disk.is_block_device {
         host::discard_block_device(&disk.file, offset, len)
     } else {
@@ -99,10 +118,11 @@ fn discard(disk: &Disk, offset: u64, len: u64) -> io::Result<()> {
 }
 
 fn write_zeroes(disk: &Disk, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-    let modes = [FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE];
-    // Keeping the space is the default, and punching a hole the fallback for neither.
-    let allowed = if unmap { &modes[..] } else { &modes[1..] };
-    for &mode in allowed {
+    if len == 0 {
+        return Ok(());
+    }
+    let punch = unmap.then_some(FALLOC_FL_PUNCH_HOLE);
+    for mode in punch.into_iter().chain([FALLOC_FL_ZERO_RANGE]) {
         match host::fallocate(&disk.file, mode, offset, len) {
             Err(error) if is_refused(&error) => {}
             result => return result,
@@ -112,7 +132,7 @@ fn write_zeroes(disk: &Disk, offset: u64, len: u64, unmap: bool) -> io::Result<(
 }
 
 /// The file system or device cannot do this, or not at this alignment.
-fn is_refused(error: &io::Error) -> bool {
+pub(super) fn is_refused(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENOTTY)

@@ -17,7 +17,7 @@ use libc::{iovec, off_t};
 use crate::memory::IoBuffers;
 
 /// The most vectors that one call takes (UIO_MAXIOV of the kernel).
-const MAX_VECTORS: usize = 1024;
+pub(super) const MAX_VECTORS: usize = 1024;
 
 // ioctls of block devices (linux/fs.h).
 const BLKSSZGET: libc::Ioctl = 0x1268;
@@ -34,16 +34,33 @@ pub(super) enum Direction {
     Write,
 }
 
-/// Moves all of `buffers` from or to `offset` in the image; a `durable` write is on the host's
-/// disk when it returns. Returns how many bytes were moved, and why it were not all.
+/// Moves all of `buffers` from or to `offset` in the image, but for the first `done` bytes, which
+/// were moved before; a `durable` write is on the host's disk when it returns. Returns how many
+/// bytes of guest memory were written altogether, which are marked, and why it were not all.
 pub(super) fn transfer(
     file: &File,
     direction: Direction,
     buffers: &IoBuffers,
     offset: u64,
+    done: usize,
+    durable: bool,
+) -> (u32, io::Result<()>) {
+    let (done, result) = transfer_rest(file, direction, buffers, offset, done, durable);
+    if direction == Direction::Write {
+        return (0, result);
+    }
+    buffers.mark_written(done);
+    (u32::try_from(done).unwrap_or(u32::MAX), result)
+}
+
+fn transfer_rest(
+    file: &File,
+    direction: Direction,
+    buffers: &IoBuffers,
+    offset: u64,
+    mut done: usize,
     durable: bool,
 ) -> (usize, io::Result<()>) {
-    let mut done = 0;
     while done < buffers.len() {
         let at = offset + done as u64;
         let moved = if done == 0 {
@@ -62,7 +79,7 @@ pub(super) fn transfer(
 }
 
 /// The image ended although it was large enough when it was opened.
-pub(super) fn end_of_image(direction: Direction) -> io::Error {
+fn end_of_image(direction: Direction) -> io::Error {
     match direction {
         Direction::Read => io::ErrorKind::UnexpectedEof.into(),
         Direction::Write => io::ErrorKind::WriteZero.into(),
@@ -70,7 +87,7 @@ pub(super) fn end_of_image(direction: Direction) -> io::Error {
 }
 
 /// The vectors of `buffers` without their first `skip` bytes, to go on after a part was moved.
-pub(super) fn vectors_after(buffers: &IoBuffers, skip: usize) -> Vec<iovec> {
+fn vectors_after(buffers: &IoBuffers, skip: usize) -> Vec<iovec> {
     let mut skip = skip;
     let rest = buffers.as_iovecs().iter().filter_map(|vector| {
         let cut = skip.min(vector.iov_len);
