@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+# What a person types. `make help` lists it.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+GUEST := target/guest
+BARE := $(GUEST)/bare.elf
+BRUME := target/release/brume
+
+.DEFAULT_GOAL := help
+.PHONY: help build deps guest bare demo test test-unit test-e2e bench lint fmt clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## Install the Debian packages that building and testing need
+	@resources/deps.sh
+
+build: deps ## Build brume (target/release/brume)
+	$(CARGO) build --release --locked -p brume-cli
+
+guest: deps ## Build the Linux guest (target/guest), or take it from the cache
+	@resources/guest/build.sh --out $(GUEST)
+
+bare: deps ## Build the bare guest of tests and benchmarks
+	@mkdir -p $(GUEST)
+	$(CARGO) build --release --locked --manifest-path tests/bare-guest/Cargo.toml --target-dir target/bare-guest
+	@install target/bare-guest/release/bare-guest $(BARE)
+
+demo: build guest ## Boot a Linux guest with a disk and a network and show what it says
+	@resources/demo.sh $(BRUME) $(GUEST)
+
+test: test-unit test-e2e ## Run all tests: unit tests, then end-to-end tests on /dev/kvm
+
+test-unit: deps ## Run the tests that need no /dev/kvm
+	$(CARGO) test --locked --workspace --exclude brume-tests
+
+test-e2e: build guest bare ## Run the end-to-end tests
+	$(CARGO) test --locked -p brume-tests
+
+bench: build bare ## Measure; FIRECRACKER=path measures that binary beside
+	$(CARGO) run --release --locked -p brume-tests --bin bench -- $(BENCH_ARGS)
+
+lint: ## Check formatting and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+fmt: ## Format all code
+	$(CARGO) fmt --all
+
+clean: ## Remove what was built here; the guest's cache stays
+	rm -rf target
