@@ -6,9 +6,10 @@
 //! Linux learns of virtio-mmio devices from the ACPI tables (`LNRO0005`) or from
 //! `virtio_mmio.device=SIZE@ADDRESS:GSI` arguments (`CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`). A kernel
 //! that understands both registers each device twice. The ACPI one is probed first and works; the
-//! other then finds its registers taken, and the kernel prints two lines for each device
-//! (`can't request region for resource`, `probe of virtio-mmio.0 failed with error -16`), with no
-//! other harm. [`DeviceArguments`] chooses between that noise and guests that have no ACPI at all.
+//! other finds its registers taken (`EBUSY`), and is left without a driver. No harm is done, but
+//! the kernel says so with an error line for each device, even on a `quiet` console (Linux 6.1:
+//! `virtio-mmio virtio-mmio.0: can't request region for resource`). [`DeviceArguments`] chooses
+//! between that noise and guests that have no ACPI at all.
 
 use std::fmt::Write;
 

@@ -82,14 +82,16 @@ fn rounded_size(bytes: usize) -> u64 {
         .next_multiple_of(TABLE_ALIGNMENT)
 }
 
-/// The namespace: `\_S5` and the devices.
+/// The namespace: `\_S5`, and the devices on the system bus.
 fn dsdt(devices: &[MmioDevice]) -> Sdt {
     let mut aml = Vec::new();
-    soft_off(&mut aml);
-    serial_port(&mut aml);
+    soft_off().to_aml_bytes(&mut aml);
+    let mut bus = Vec::new();
+    serial_port(&mut bus);
     for (index, device) in devices.iter().enumerate() {
-        virtio_mmio(index, device, &mut aml);
+        virtio_mmio(index, device, &mut bus);
     }
+    aml.extend(Scope::raw(Path::new("_SB_"), bus));
     let mut dsdt = Sdt::new(
         *b"DSDT",
         DSDT_HEADER_SIZE,
@@ -103,55 +105,34 @@ fn dsdt(devices: &[MmioDevice]) -> Sdt {
 }
 
 /// `\_S5`: what the guest writes to the sleep control register to power off (ACPI 6.5, 7.4.2).
-fn soft_off(aml: &mut Vec<u8>) {
+fn soft_off() -> Name {
     let mut package = PackageBuilder::new();
     package.add_element(&layout::ACPI_S5_SLEEP_TYPE);
     package.add_element(&0u8);
-    Name::new(Path::new("_S5_"), &package).to_aml_bytes(aml);
+    Name::new(Path::new("_S5_"), &package)
 }
 
-fn serial_port(aml: &mut Vec<u8>) {
+fn serial_port(bus: &mut Vec<u8>) {
     let ports = IO::new(layout::COM1_PORT, layout::COM1_PORT, 1, layout::COM1_SIZE);
     let interrupt = edge(layout::COM1_GSI);
-    Scope::new(
-        Path::new("_SB_"),
-        vec![&Device::new(
-            Path::new("COM1"),
-            vec![
-                &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
-                &Name::new(Path::new("_UID"), &0u8),
-                &Name::new(
-                    Path::new("_CRS"),
-                    &ResourceTemplate::new(vec![&ports, &interrupt]),
-                ),
-            ],
-        )],
-    )
-    .to_aml_bytes(aml);
+    let resources = ResourceTemplate::new(vec![&ports, &interrupt]);
+    device("COM1", &EISAName::new("PNP0501"), 0, &resources, bus);
 }
 
 /// A virtio-mmio device, by the id that Linaro registered for it.
-fn virtio_mmio(index: usize, device: &MmioDevice, aml: &mut Vec<u8>) {
-    // The addresses were checked to lie below 4 GiB, and there are at most 19 devices.
-    let address = u32::try_from(device.address).unwrap_or(u32::MAX);
-    let size = u32::try_from(device.size).unwrap_or(u32::MAX);
-    let window = Memory32Fixed::new(true, address, size);
-    let interrupt = edge(device.gsi);
-    Scope::new(
-        Path::new("_SB_"),
-        vec![&Device::new(
-            Path::new(&format!("V{index:03}")),
-            vec![
-                &Name::new(Path::new("_HID"), &"LNRO0005"),
-                &Name::new(Path::new("_UID"), &index),
-                &Name::new(
-                    Path::new("_CRS"),
-                    &ResourceTemplate::new(vec![&window, &interrupt]),
-                ),
-            ],
-        )],
-    )
-    .to_aml_bytes(aml);
+fn virtio_mmio(index: usize, mmio: &MmioDevice, bus: &mut Vec<u8>) {
+    // The window was checked to lie below 4 GiB, and there are at most 19 devices.
+    let window = Memory32Fixed::new(true, low(mmio.address), low(mmio.size));
+    let interrupt = edge(mmio.gsi);
+    let resources = ResourceTemplate::new(vec![&window, &interrupt]);
+    device(&format!("V{index:03}"), &"LNRO0005", index, &resources, bus);
+}
+
+fn device(name: &str, id: &dyn Aml, index: usize, resources: &dyn Aml, bus: &mut Vec<u8>) {
+    let id = Name::new(Path::new("_HID"), id);
+    let index = Name::new(Path::new("_UID"), &index);
+    let resources = Name::new(Path::new("_CRS"), resources);
+    Device::new(Path::new(name), vec![&id, &index, &resources]).to_aml_bytes(bus);
 }
 
 /// An interrupt that a device consumes: edge-triggered, active high, its own.
