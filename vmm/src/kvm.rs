@@ -84,8 +84,11 @@ impl Vm {
             cpuid,
             _memory: memory.clone(),
         };
-        vm.add_interrupt_controllers()?;
+        // Memory comes first: changing the slots waits until no one reads the old ones any more,
+        // and once the interrupt controllers have put themselves on KVM's I/O buses that wait is
+        // for their clean-up as well, which takes milliseconds: most of the start of a guest.
         vm.add_memory(memory, track_dirty_pages)?;
+        vm.add_interrupt_controllers()?;
         Ok(vm)
     }
 
