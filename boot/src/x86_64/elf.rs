@@ -363,12 +363,13 @@ mod tests {
                 "{offset}: {error}"
             );
         }
-        for (offset, value) in [(54, 32u16), (56, 0), (56, 0xffff)] {
+        for (offset, value, words) in [
+            (54, 32u16, "impossible size"),
+            (56, 0, "no program headers"),
+            (56, 0xffff, "too many program headers"),
+        ] {
             let error = refused(&patched(offset, &value.to_le_bytes()), None);
-            assert!(
-                matches!(error, KernelError::ElfCorrupt(_)),
-                "{offset}: {error}"
-            );
+            assert!(error.to_string().contains(words), "{error}");
         }
         let no_segment = refused(&patched(64, &[0]), None);
         assert!(

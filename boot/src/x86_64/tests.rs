@@ -9,7 +9,8 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use super::layout;
 use super::testing::*;
 use crate::{
-    BootError, BootRequest, DeviceArguments, InitrdError, KernelError, KernelProtocol, MmioDevice,
+    BootError, BootRequest, CommandLineError, DeviceArguments, InitrdError, KernelError,
+    KernelProtocol, MmioDevice,
 };
 
 #[test]
@@ -138,6 +139,32 @@ fn devices_are_in_the_tables_always_and_on_the_command_line_without_acpi() {
         cmdline("quiet", DeviceArguments::Always),
         format!("quiet {argument}")
     );
+}
+
+#[test]
+fn a_command_line_may_be_as_long_as_the_kernel_takes_and_no_longer() {
+    let mut small = bzimage();
+    patch(&mut small, 0x238, &255u32.to_le_bytes()); // cmdline_size
+    let mut boundless = bzimage();
+    patch(&mut boundless, 0x238, &u32::MAX.to_le_bytes());
+    for (contents, limit) in [(elf(false), 2047), (small, 255), (boundless, 2047)] {
+        let kernel = file(&contents);
+        let load = |cmdline: &str| {
+            crate::load(
+                &memory(32),
+                &BootRequest {
+                    cmdline,
+                    ..request(&kernel)
+                },
+            )
+        };
+        assert!(load(&"a".repeat(limit)).is_ok());
+        let error = load(&"a".repeat(limit + 1)).unwrap_err();
+        assert!(matches!(
+            error,
+            BootError::CommandLine(CommandLineError::TooLong { limit: l, .. }) if l == limit
+        ));
+    }
 }
 
 #[test]
