@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The programs that are measured, and running them on the bare guest.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::host;
+
+/// Memory of every guest that is measured, in MiB.
+pub(crate) const MEMORY_MIB: u64 = 128;
+
+/// The programs and the guest.
+pub(crate) struct Programs {
+    brume: PathBuf,
+    firecracker: Option<PathBuf>,
+    guest: PathBuf,
+    /// The bare C program, built here.
+    first_byte: PathBuf,
+    folder: TempDir,
+    tsc_khz: u64,
+}
+
+impl Programs {
+    /// Finds what there is.
+    ///
+    /// # Errors
+    ///
+    /// brume, its guest or a C compiler is missing.
+    pub(crate) fn find() -> io::Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let brume =
+            env::var_os("BRUME_BIN").map_or(root.join("target/release/brume"), PathBuf::from);
+        let guest = root.join("target/guest/bare.elf");
+        let firecracker = env::var_os("FIRECRACKER").map(PathBuf::from);
+        for file in [Some(&brume), Some(&guest), firecracker.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            if !file.is_file() {
+                let text = format!("{} is missing; run `make build bare`", file.display());
+                return Err(io::Error::new(io::ErrorKind::NotFound, text));
+            }
+        }
+        // Beside the build, so that the disk is on a real file system.
+        let folder = tempfile::tempdir_in(root.join("target"))?;
+        let first_byte = folder.path().join("first_byte");
+        let source = root.join("tests/baseline/first_byte.c");
+        let built = Command::new("cc")
+            .arg("-O2")
+            .arg("-o")
+            .arg(&first_byte)
+            .arg(source)
+            .status()?;
+        if !built.success() {
+            return Err(io::Error::other("the bare C program cannot be compiled"));
+        }
+        let tsc_khz = host::tsc_khz();
+        Ok(Self {
+            brume,
+            firecracker,
+            guest,
+            first_byte,
+            folder,
+            tsc_khz,
+        })
+    }
+
+    /// A folder that goes when the measuring is over.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The monitors to compare.
+    pub(crate) fn monitors(&self) -> Vec<&'static str> {
+        let mut names = vec!["brume"];
+        if self.firecracker.is_some() {
+            names.push("firecracker");
+        }
+        names
+    }
+
+    /// A command that runs the bare guest with `args` under the monitor `name`, with the parts of
+    /// a configuration in `parts`. "bare C" takes no parts.
+    ///
+    /// # Errors
+    ///
+    /// The configuration cannot be written.
+    pub(crate) fn command(&self, name: &str, args: &str, parts: &Value) -> io::Result<Command> {
+        let args = format!("bare.tsc_khz={} {args}", self.tsc_khz);
+        let mut command = match (name, &self.firecracker) {
+            ("bare C", _) => {
+                let mut command = Command::new(&self.first_byte);
+                command.arg(&self.guest).arg(args);
+                return Ok(command);
+            }
+            ("firecracker", Some(path)) => Command::new(path),
+            _ => Command::new(&self.brume),
+        };
+        let mut config = json!({
+            "boot-source": {"kernel_image_path": self.guest, "boot_args": args},
+            "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB},
+            "drives": [],
+        });
+        if let (Some(config), Some(parts)) = (config.as_object_mut(), parts.as_object()) {
+            config.extend(parts.clone());
+        }
+        let file = self.folder().join(format!("{name}.json"));
+        fs::write(&file, config.to_string())?;
+        let log = self.folder().join("log");
+        fs::write(&log, "")?;
+        command
+            .args(["--no-api", "--no-seccomp", "--config-file"])
+            .arg(file);
+        command.arg("--log-path").arg(log);
+        Ok(command)
+    }
+
+    /// Runs a guest to its end and returns the figure after `key` in the line of `step`.
+    ///
+    /// # Errors
+    ///
+    /// The program fails, or the guest does not say what it should.
+    pub(crate) fn figure(&self, name: &str, args: &str, parts: &Value) -> io::Result<Output> {
+        let child = Running::spawn(self.command(name, args, parts)?)?;
+        child.finish()
+    }
+}
+
+/// What a guest has printed.
+pub(crate) struct Output(String);
+
+impl Output {
+    /// The number after `key=` in the line that begins with `bare: STEP `.
+    ///
+    /// # Errors
+    ///
+    /// There is no such line or key.
+    pub(crate) fn number(&self, step: &str, key: &str) -> io::Result<f64> {
+        let start = format!("bare: {step} ");
+        let lines = self.0.lines().filter_map(|line| line.strip_prefix(&start));
+        let mut words = lines.flat_map(str::split_whitespace);
+        let value = words.find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok());
+        value.ok_or_else(|| io::Error::other(format!("no `{key}` of {step} in:\n{}", self.0)))
+    }
+
+    /// Operations a second, after a check that there were no errors.
+    ///
+    /// # Errors
+    ///
+    /// The guest met errors, or does not say what it should.
+    pub(crate) fn rate(&self, step: &str, key: &str) -> io::Result<f64> {
+        Ok(self.number(step, key)? * 1e9 / self.number(step, "ns")?)
+    }
+}
+
+/// A monitor at work, killed if it is given up.
+pub(crate) struct Running(Child);
+
+impl Running {
+    /// Starts it with its output captured.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub(crate) fn spawn(mut command: Command) -> io::Result<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        Ok(Self(command.spawn()?))
+    }
+
+    /// Its output.
+    pub(crate) fn stdout(&mut self) -> io::Result<&mut std::process::ChildStdout> {
+        self.0
+            .stdout
+            .as_mut()
+            .ok_or_else(|| io::Error::other("the output is gone"))
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits for its end and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read or waited for.
+    pub(crate) fn finish(mut self) -> io::Result<Output> {
+        let text = io::read_to_string(self.stdout()?)?;
+        self.0.wait()?;
+        Ok(Output(text))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended is not killed, only waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
