@@ -157,9 +157,8 @@ mod tests {
         buffers.mark_written(0x1001);
         let dirty = |page: u64| {
             let region = memory.find_region(GuestAddress(page)).unwrap();
-            region
-                .bitmap()
-                .dirty_at((page - region.start_addr().0) as usize)
+            let offset = page - region.start_addr().0;
+            region.bitmap().dirty_at(usize::try_from(offset).unwrap())
         };
         assert_eq!(
             [0, 0x1000, 0x2000, 0x4000, 0x10000].map(dirty),

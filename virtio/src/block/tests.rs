@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The device with its worker thread, on real files, with both engines.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of a test are known to fit"
+)]
+
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -413,7 +418,7 @@ fn a_request_with_a_fault_is_answered_and_the_next_one_served() {
             writable(MEMORY_END - 256, 512),
             writable(MEMORY_END, 512),
             writable(u64::MAX - 100, 512),
-            writable(u64::MAX & !511, 512),
+            writable(!511, 512),
         ];
         for piece in outside {
             assert_eq!(guest.request(IN, 0, &[piece]), (IOERR, 1), "{piece:?}");
@@ -513,12 +518,15 @@ fn seal_against_writes(file: &File) {
     assert_eq!(result, 0);
 }
 
+/// A request in flight: head, kind, sector, and the data that is written or has to be read.
+type Sent = (u16, u32, usize, Vec<u8>);
+
 /// Many requests in flight at once, with a model of what the disk holds.
 struct Traffic {
     depth: u64,
     model: Vec<u8>,
-    /// By slot: head, kind, sector, data that is written or has to be read.
-    in_flight: Vec<Option<(u16, u32, usize, Vec<u8>)>>,
+    /// By slot.
+    in_flight: Vec<Option<Sent>>,
     state: u64,
     done: u64,
 }
