@@ -37,7 +37,7 @@ pub(crate) fn run(args: FirecrackerArgs, started: Instant) -> Result<ExitCode, F
         started,
         progress: None,
         clock,
-        triple_fault_is_orderly: true,
+        as_firecracker: true,
     };
     launch.run(&config)
 }

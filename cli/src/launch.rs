@@ -24,8 +24,9 @@ pub(crate) struct Launch {
     pub(crate) progress: Option<String>,
     /// Tells the time since the start for the boot timer, if there is to be one.
     pub(crate) clock: Option<Box<dyn Fn() -> (Duration, Duration) + Send>>,
-    /// Whether a triple fault is a way to end a guest.
-    pub(crate) triple_fault_is_orderly: bool,
+    /// Whether it is for a client of Firecracker: a triple fault is a way to end a guest then, and
+    /// devices are always named on the kernel's command line.
+    pub(crate) as_firecracker: bool,
 }
 
 impl Launch {
@@ -42,6 +43,7 @@ impl Launch {
         let options = BuildOptions {
             console: progress.output().map_err(Failure::Host)?,
             clock: self.clock,
+            always_name_devices: self.as_firecracker,
         };
         let machine = Machine::build(config, options)?;
         let raw = RawMode::enter().map_err(Failure::Host)?;
@@ -60,7 +62,7 @@ impl Launch {
         if announces {
             announce(&describe(ending));
         }
-        Ok(status_of(ending, self.triple_fault_is_orderly))
+        Ok(status_of(ending, self.as_firecracker))
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
         started,
         progress: Some(text),
         clock,
-        triple_fault_is_orderly: false,
+        as_firecracker: false,
     };
     launch.run(&config)
 }

@@ -92,6 +92,9 @@ pub struct BuildOptions {
     pub console: Box<dyn Write + Send>,
     /// Tells the wall time and the CPU time since the start, for a guest with a boot timer in use.
     pub clock: Option<StartClock>,
+    /// Whether devices are named on the kernel's command line even when the guest may find them by
+    /// ACPI. A kernel without ACPI needs it; one with ACPI complains about each device once.
+    pub always_name_devices: bool,
 }
 
 impl Machine {
@@ -135,7 +138,11 @@ impl Machine {
                 protocol: protocol(&config.boot_source)?,
                 vcpus: config.machine_config.vcpu_count,
                 devices: &places,
-                device_arguments: DeviceArguments::default(),
+                device_arguments: if options.always_name_devices {
+                    DeviceArguments::Always
+                } else {
+                    DeviceArguments::WithoutAcpi
+                },
             },
         )?;
         tracing::debug!("kernel loaded by {:?} at {:x?}", boot.protocol, boot.kernel);
