@@ -76,13 +76,15 @@ impl Failure {
         }
     }
 
-    /// Prints the error with all its causes, on one line unless it has a report, and says how to
-    /// exit.
+    /// The error with all its causes, on one line unless it has a report.
+    pub(crate) fn text(&self) -> String {
+        chain(self)
+    }
+
+    /// Prints the error and says how to exit.
     #[expect(clippy::print_stderr, reason = "this is where errors are printed")]
     pub(crate) fn report(&self) -> ExitCode {
-        let text = chain(self);
-        tracing::error!("{text}");
-        eprintln!("brume: {text}");
+        eprintln!("brume: {}", self.text());
         ExitCode::from(self.status())
     }
 }

@@ -39,7 +39,10 @@ pub(crate) fn run(args: FirecrackerArgs, started: Instant) -> Result<ExitCode, F
         clock,
         as_firecracker: true,
     };
-    launch.run(&config)
+    // Whoever reads the log need not see stderr.
+    launch
+        .run(&config)
+        .inspect_err(|failure| tracing::error!("{}", failure.text()))
 }
 
 fn check_id(id: &str) -> Result<(), Failure> {

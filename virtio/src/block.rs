@@ -19,7 +19,6 @@ mod config;
 mod disk;
 mod engine;
 mod host;
-mod log_limit;
 mod request;
 mod server;
 mod sync;

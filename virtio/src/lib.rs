@@ -11,6 +11,7 @@
 
 pub mod block;
 mod device;
+mod log_limit;
 mod memory;
 pub mod net;
 mod queue;

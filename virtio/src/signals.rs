@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a device tells its driver out of turn: used buffers, a changed configuration, a failure.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use brume_devices::Interrupt;
+
+use crate::log_limit::LogLimit;
 
 /// Interrupt status bit: a queue has used buffers (virtio 1.3, section 4.2.2).
 const USED_BUFFER: u32 = 1;
@@ -16,6 +20,7 @@ struct Shared {
     interrupt_status: AtomicU32,
     config_generation: AtomicU32,
     needs_reset: AtomicBool,
+    log: Mutex<LogLimit>,
 }
 
 /// The line from a device's worker to its transport. Clones are the same line.
@@ -60,6 +65,20 @@ impl DeviceSignals {
     /// Whether [`DeviceSignals::needs_reset`] was called since the last [`DeviceSignals::clear`].
     pub fn is_reset_needed(&self) -> bool {
         self.shared.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// Logs a warning about what the guest does, but not each time it does it.
+    pub(crate) fn warn(&self, message: fmt::Arguments<'_>) {
+        let mut log = self
+            .shared
+            .log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match log.admit(Instant::now()) {
+            None => {}
+            Some(0) => tracing::warn!("{message}"),
+            Some(held_back) => tracing::warn!("{message} (and {held_back} more like it)"),
+        }
     }
 
     /// The interrupt status register.

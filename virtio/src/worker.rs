@@ -131,10 +131,9 @@ struct Run<B> {
 impl<B: Backend> Run<B> {
     fn run(mut self) -> B::State {
         if let Err(error) = self.serve() {
-            tracing::warn!(
-                "a virtio device needs a reset: {}",
-                chain_of(error.as_ref())
-            );
+            let error = chain_of(error.as_ref());
+            self.signals
+                .warn(format_args!("a virtio device needs a reset: {error}"));
             self.signals.needs_reset();
             self.sleep_until_stopped();
         }

@@ -5,14 +5,12 @@ use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
 
 use thiserror::Error;
 use vm_memory::{Bytes, GuestMemoryError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::engine::{Done, Engine, Ticket};
-use super::log_limit::LogLimit;
 use super::request::{HEADER_SIZE, ID_SIZE, Limits, Refusal, Request, S_IOERR, S_OK};
 use crate::device::StartError;
 use crate::memory::GuestMemory;
@@ -56,7 +54,6 @@ pub(super) struct Server {
     chain: Chain,
     /// How many answers the driver has not been shown.
     unpublished: usize,
-    log: LogLimit,
 }
 
 impl Server {
@@ -65,7 +62,6 @@ impl Server {
             parts,
             chain: Chain::new(),
             unpublished: 0,
-            log: LogLimit::default(),
         }
     }
 
@@ -163,11 +159,9 @@ impl Server {
         Ok(any)
     }
 
-    fn warn(&mut self, error: &dyn Error) {
-        if let Some(held_back) = self.log.admit(Instant::now()) {
-            let name = &self.parts.name;
-            tracing::warn!("{name}: {error} ({held_back} more such messages were held back)");
-        }
+    fn warn(&self, error: &dyn Error) {
+        let Parts { name, signals, .. } = &self.parts;
+        signals.warn(format_args!("{name}: {error}"));
     }
 
     /// Answers what is in flight until nothing is.

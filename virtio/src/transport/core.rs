@@ -212,7 +212,9 @@ impl TransportCore {
     fn start(&mut self, queues: Vec<Option<QueueState>>) {
         if let Err(error) = self.try_start(queues) {
             let kind = self.device.device_type();
-            tracing::warn!("virtio device of type {kind} cannot start: {error}");
+            self.signals.warn(format_args!(
+                "virtio device of type {kind} cannot start: {error}"
+            ));
             self.signals.needs_reset();
         }
     }

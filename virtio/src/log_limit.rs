@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Keeps a guest from filling the log.
+//! Keeps a guest from filling the log. One limit serves a device for all its life, since a guest can
+//! reset the device as often as it likes.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +9,14 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// Decides which messages are written.
 #[derive(Debug, Default)]
-pub(super) struct LogLimit {
+pub(crate) struct LogLimit {
     last: Option<Instant>,
     held_back: u64,
 }
 
 impl LogLimit {
     /// Whether a message may be written at `now`: how many were held back since the last, if so.
-    pub(super) fn admit(&mut self, now: Instant) -> Option<u64> {
+    pub(crate) fn admit(&mut self, now: Instant) -> Option<u64> {
         if self
             .last
             .is_some_and(|last| now.duration_since(last) < PAUSE)
