@@ -168,7 +168,10 @@ impl Rx {
     fn use_front(&mut self, len: u32) -> Result<(), QueueError> {
         if let Some(Waiting { chain, room }) = self.waiting.pop_front() {
             self.room -= room;
-            self.placed = false;
+            self.placed = self.waiting.is_empty();
+            if self.placed {
+                self.places.clear();
+            }
             self.used = true;
             let head = chain.head();
             self.spare.push(chain);
