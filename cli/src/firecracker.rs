@@ -19,7 +19,7 @@ const MAX_ID: usize = 64;
 /// # Errors
 ///
 /// There is no such machine, or it came to a bad end.
-pub(crate) fn run(args: FirecrackerArgs, started: Instant) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &FirecrackerArgs, started: Instant) -> Result<ExitCode, Failure> {
     let Some(path) = args.config_file.as_ref().filter(|_| args.no_api) else {
         let text = "nothing to do: use `brume run`, or --no-api with --config-file FILE \
                     (this version has no API server yet); --help says more";
@@ -27,12 +27,12 @@ pub(crate) fn run(args: FirecrackerArgs, started: Instant) -> Result<ExitCode, F
     };
     check_id(&args.id)?;
     let config = VmConfig::from_file(path)?;
-    start_log(&args, config.logger.clone().unwrap_or_default())?;
+    start_log(args, config.logger.clone().unwrap_or_default())?;
     for key in &config.unknown_keys {
         tracing::warn!("`{key}` in the configuration file means nothing and is ignored");
     }
     tracing::info!("Running brume v{}", env!("CARGO_PKG_VERSION"));
-    let clock = args.boot_timer.then(|| start_clock(&args, started));
+    let clock = args.boot_timer.then(|| start_clock(args, started));
     let launch = Launch {
         started,
         progress: None,
@@ -66,9 +66,9 @@ fn start_log(args: &FirecrackerArgs, file: Logger) -> Result<(), Failure> {
         module: args.module.clone().or(file.module),
     };
     match args.log_path.as_ref().or(file.log_path.as_ref()) {
-        Some(path) => log.to_file(path),
+        Some(path) => log.start_on_file(path),
         None => {
-            log.to_stdout();
+            log.start_on_stdout();
             Ok(())
         }
     }

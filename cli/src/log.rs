@@ -49,12 +49,12 @@ pub(crate) struct Log {
 
 impl Log {
     /// Starts to log to stderr.
-    pub(crate) fn to_stderr(self) {
+    pub(crate) fn start_on_stderr(self) {
         self.start(io::stderr);
     }
 
     /// Starts to log to stdout.
-    pub(crate) fn to_stdout(self) {
+    pub(crate) fn start_on_stdout(self) {
         self.start(io::stdout);
     }
 
@@ -63,7 +63,7 @@ impl Log {
     /// # Errors
     ///
     /// It cannot be opened.
-    pub(crate) fn to_file(self, path: &Path) -> Result<(), Failure> {
+    pub(crate) fn start_on_file(self, path: &Path) -> Result<(), Failure> {
         // Opening a pipe for reading too does not wait for a reader; and a reader that is slow
         // must not stop the machine.
         let file = OpenOptions::new()

@@ -30,7 +30,7 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
         level: args.log_level,
         module: None,
     }
-    .to_stderr();
+    .start_on_stderr();
     let clock = args.boot_timer.then(|| process_clock(started));
     let config = config_of(args)?;
     let MachineConfig {

@@ -17,7 +17,6 @@
 )]
 
 mod block;
-mod host;
 mod net;
 mod program;
 mod start;

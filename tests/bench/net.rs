@@ -2,13 +2,13 @@
 //! The network device: a TAP in a network namespace of its own, with the host at its other end.
 
 use std::io::{self, BufRead, BufReader};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use brume_tests::host::FrameSocket;
+use brume_tests::netns::NetNs;
 use serde_json::json;
 
-use crate::host::{self, FrameSocket};
 use crate::program::{Output, Programs, Running};
 use crate::table::{Better, Table};
 
@@ -45,16 +45,11 @@ const RATES: [(&str, usize, &str, &str, f64); 4] = [
 pub(crate) fn measure(programs: &Programs, table: &mut Table, ms: u32) -> io::Result<()> {
     thread::scope(|scope| {
         let rows = scope.spawn(|| {
-            host::enter_new_network()?;
-            for command in [
-                format!("tuntap add dev {TAP} mode tap vnet_hdr"),
-                format!("link set dev {TAP} up"),
-            ] {
-                let status = Command::new("ip").args(command.split(' ')).status()?;
-                if !status.success() {
-                    return Err(io::Error::other(format!("`ip {command}` failed")));
-                }
-            }
+            let network = NetNs::new();
+            network.sh(&format!(
+                "ip tuntap add {TAP} mode tap vnet_hdr; ip link set {TAP} up"
+            ));
+            network.enter();
             rows(programs, table, ms)
         });
         rows.join()

@@ -7,10 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use brume_tests::host;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use crate::host;
 
 /// Memory of every guest that is measured, in MiB.
 pub(crate) const MEMORY_MIB: u64 = 128;

@@ -1,2 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder while the workspace is laid out.
+//! What the end-to-end tests share: the artefacts, running brume, network namespaces.
+//!
+//! Whatever a test starts is a value here that ends it when it is dropped, so that a test that
+//! fails leaves nothing behind either.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a harness of tests: what does not work is a failed test"
+)]
+
+pub mod artefacts;
+pub mod host;
+pub mod netns;
+pub mod pty;
+pub mod vm;
+
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// How many vCPUs of Linux guests run at a time. Each keeps a CPU of the host busy.
+const LINUX_VCPUS: usize = 2;
+
+static FREE_VCPUS: Mutex<usize> = Mutex::new(LINUX_VCPUS);
+static FREED: Condvar = Condvar::new();
+
+/// The right to run a Linux guest, until it is dropped.
+pub struct LinuxSlot(usize);
+
+/// Waits for the right to run Linux guests with `vcpus` vCPUs in all.
+pub fn linux_slot(vcpus: usize) -> LinuxSlot {
+    let vcpus = vcpus.min(LINUX_VCPUS);
+    let free = FREE_VCPUS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut free = FREED
+        .wait_while(free, |free| *free < vcpus)
+        .unwrap_or_else(PoisonError::into_inner);
+    *free -= vcpus;
+    LinuxSlot(vcpus)
+}
+
+impl Drop for LinuxSlot {
+    fn drop(&mut self) {
+        *FREE_VCPUS.lock().unwrap_or_else(PoisonError::into_inner) += self.0;
+        FREED.notify_all();
+    }
+}

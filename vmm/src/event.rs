@@ -3,7 +3,7 @@
 //! others put things into it with.
 
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use brume_devices::{EventSink, GuestEvent, Serial};
@@ -103,10 +103,7 @@ impl EventQueue {
 
     /// The next thing in the queue, if there is one.
     pub(crate) fn next(&self) -> Option<Event> {
-        match self.receiver.try_recv() {
-            Ok(event) => Some(event),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.receiver.try_recv().ok()
     }
 }
 

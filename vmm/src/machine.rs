@@ -9,7 +9,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 
 use brume_devices::GuestEvent;
-use brume_virtio::transport::RunningQueues;
+use brume_virtio::transport::{RunningQueues, TransportCore};
 use event_manager::{Error, EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
@@ -141,7 +141,7 @@ impl Machine {
             // An error says that the vCPU has ended, which its event will tell.
             let _ = held.recv();
         }
-        self.paused = self.each_transport(|core| core.pause());
+        self.paused = self.each_transport(TransportCore::pause);
         self.state = next;
         Ok(())
     }
@@ -156,10 +156,7 @@ impl Machine {
         Ok(())
     }
 
-    fn each_transport<T>(
-        &self,
-        mut action: impl FnMut(&mut brume_virtio::transport::TransportCore) -> T,
-    ) -> Vec<T> {
+    fn each_transport<T>(&self, mut action: impl FnMut(&mut TransportCore) -> T) -> Vec<T> {
         let act = |transport: &SharedTransport| {
             action(
                 transport

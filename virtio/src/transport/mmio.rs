@@ -120,7 +120,7 @@ impl BusDevice for MmioTransport {
         // Registers are accessed whole and aligned; anything else reads as zero (section 4.2.2.2).
         match <&mut [u8; 4]>::try_from(&mut *data) {
             Ok(word) if offset.is_multiple_of(4) => {
-                *word = self.read_register(offset).to_le_bytes()
+                *word = self.read_register(offset).to_le_bytes();
             }
             _ => data.fill(0),
         }

@@ -168,7 +168,7 @@ mod tests {
         set_delivery(&mut apic, APIC_LVT1, DELIVER_NMI);
         assert_eq!(
             apic.regs[APIC_LVT1..APIC_LVT1 + 4],
-            [-1, 0xfc_u8 as i8, -1, -1]
+            [-1, 0xfc_u8.cast_signed(), -1, -1]
         );
         assert_eq!(apic.regs[APIC_LVT1 - 1], -1);
     }

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the measuring needs of the host: the processor's clock, a network namespace, raw frames.
+//! What tests and benchmarks need of the host: the processor's clock, raw frames.
 //!
 //! This is a module with unsafe code: system calls that the standard library has not.
 
 #![allow(unsafe_code)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "sizes and flags of C interfaces"
+)]
 
 use std::ffi::CString;
 use std::io;
@@ -15,7 +21,7 @@ use std::time::{Duration, Instant};
 const ETHERTYPE: u16 = 0x88b5_u16.to_be();
 
 /// How fast the time stamp counter runs.
-pub(crate) fn tsc_khz() -> u64 {
+pub fn tsc_khz() -> u64 {
     // SAFETY: every x86-64 processor has the instruction.
     let ticks = || unsafe { std::arch::x86_64::_rdtsc() };
     let (start, begin) = (Instant::now(), ticks());
@@ -24,18 +30,8 @@ pub(crate) fn tsc_khz() -> u64 {
     (u128::from(ticks) * 1_000_000 / time.as_nanos()) as u64
 }
 
-/// Moves the calling thread, and what it starts, to a network of its own, which ends with them.
-///
-/// # Errors
-///
-/// It is not allowed.
-pub(crate) fn enter_new_network() -> io::Result<()> {
-    // SAFETY: it takes no pointer.
-    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
-}
-
 /// A socket for the test frames on one interface.
-pub(crate) struct FrameSocket(OwnedFd);
+pub struct FrameSocket(OwnedFd);
 
 impl FrameSocket {
     /// Opens it on the interface `name`.
@@ -43,7 +39,7 @@ impl FrameSocket {
     /// # Errors
     ///
     /// There is no such interface, or it is not allowed.
-    pub(crate) fn open(name: &str) -> io::Result<Self> {
+    pub fn open(name: &str) -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: it takes no pointer.
         let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(ETHERTYPE)) })?;
@@ -77,7 +73,7 @@ impl FrameSocket {
     }
 
     /// Waits a tenth of a second for a frame; how long it is.
-    pub(crate) fn receive(&self, frame: &mut [u8]) -> Option<usize> {
+    pub fn receive(&self, frame: &mut [u8]) -> Option<usize> {
         // SAFETY: the pointer and the length are those of the buffer.
         let count = unsafe {
             libc::recv(
@@ -91,7 +87,7 @@ impl FrameSocket {
     }
 
     /// Sends a frame; whether it was taken.
-    pub(crate) fn send(&self, frame: &[u8]) -> bool {
+    pub fn send(&self, frame: &[u8]) -> bool {
         // SAFETY: the pointer and the length are those of the frame.
         let count =
             unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
@@ -99,7 +95,7 @@ impl FrameSocket {
     }
 
     /// Sends a frame many times in one call; how often it was taken.
-    pub(crate) fn send_many(&self, frame: &[u8], times: usize) -> usize {
+    pub fn send_many(&self, frame: &[u8], times: usize) -> usize {
         let mut vector = libc::iovec {
             iov_base: frame.as_ptr().cast_mut().cast(),
             iov_len: frame.len(),

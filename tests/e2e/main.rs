@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+//! End-to-end tests: the built program on real KVM, with the bare guest and with Linux.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "what does not work is a failed test"
+)]
+
+mod bare;
+mod block;
+mod config;
+mod ends;
+mod hostile;
+mod input;
+mod linux;
+mod net;
+mod pause;
+mod terminal;

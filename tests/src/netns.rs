@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Network namespaces of a test's own.
+//!
+//! This is a module with unsafe code: a thread changes its namespace.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::vm::{inside, output_of};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A namespace with a name, removed when this is dropped.
+pub struct NetNs {
+    name: String,
+}
+
+impl NetNs {
+    /// Makes one, with nothing in it but a loopback interface.
+    ///
+    /// # Panics
+    ///
+    /// It is not allowed.
+    #[allow(clippy::new_without_default, reason = "it makes something on the host")]
+    pub fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("brume-test-{}-{number}", std::process::id());
+        let made = Command::new("ip")
+            .args(["netns", "add", &name])
+            .status()
+            .expect("ip");
+        assert!(
+            made.success(),
+            "network tests need root, to make a network namespace"
+        );
+        Self { name }
+    }
+
+    /// `command`, inside the namespace.
+    pub fn wrap(&self, command: &Command) -> Command {
+        inside("ip", &["netns", "exec", &self.name], command)
+    }
+
+    /// Runs a shell script inside.
+    ///
+    /// # Panics
+    ///
+    /// It fails.
+    #[track_caller]
+    pub fn sh(&self, script: &str) {
+        let args = ["netns", "exec", &self.name, "sh", "-ec", script];
+        let status = Command::new("ip").args(args).status().expect("ip");
+        assert!(status.success(), "`{script}` failed");
+    }
+
+    /// The interfaces in it, one a line.
+    pub fn links(&self) -> String {
+        output_of("ip", &["-n", &self.name, "-o", "link"])
+    }
+
+    /// Moves the calling thread into it, for good.
+    ///
+    /// # Panics
+    ///
+    /// It is gone.
+    pub fn enter(&self) {
+        let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace");
+        // SAFETY: it takes no pointer.
+        let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+        assert_eq!(result, 0, "the namespace cannot be entered");
+    }
+}
+
+impl Drop for NetNs {
+    fn drop(&mut self) {
+        // Nothing more can be done if it fails, and a test may be failing already.
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+    }
+}
