@@ -88,7 +88,7 @@ impl Rx {
     /// Receives up to a batch of frames; whether there was anything to do.
     pub(super) fn process(&mut self, signals: &DeviceSignals) -> Result<bool, QueueError> {
         let mut frames = 0;
-        while frames < BATCH && self.receive()? {
+        while frames < BATCH && self.receive(signals)? {
             frames += 1;
         }
         let used = std::mem::take(&mut self.used);
@@ -102,7 +102,7 @@ impl Rx {
     }
 
     /// Receives one frame; whether there was one that is done with.
-    fn receive(&mut self) -> Result<bool, QueueError> {
+    fn receive(&mut self, signals: &DeviceSignals) -> Result<bool, QueueError> {
         let frame = match self.held {
             Some(frame) => frame,
             None => {
@@ -110,7 +110,7 @@ impl Rx {
                 if self.waiting.is_empty() {
                     return Ok(false);
                 }
-                let Some(frame) = self.read_frame()? else {
+                let Some(frame) = self.read_frame(signals)? else {
                     return Ok(false);
                 };
                 frame
@@ -181,7 +181,7 @@ impl Rx {
     }
 
     /// Reads a frame into what waits, and the spill.
-    fn read_frame(&mut self) -> Result<Option<Frame>, QueueError> {
+    fn read_frame(&mut self, signals: &DeviceSignals) -> Result<Option<Frame>, QueueError> {
         if !self.placed {
             self.places.clear();
             for Waiting { chain, room } in &self.waiting {
@@ -195,7 +195,7 @@ impl Rx {
                 self.counters.rx_errors.add(1);
                 if !std::mem::replace(&mut self.failed, true) {
                     let name = self.tap.name();
-                    tracing::warn!("TAP {name} can no longer be read: {error}");
+                    signals.warn(format_args!("TAP {name} cannot be read: {error}"));
                 }
                 None
             }
