@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use disk::Disk;
+use engine::Image;
 use request::{
     F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_TOPOLOGY, F_WRITE_ZEROES, ID_SIZE, Limits,
 };
@@ -130,17 +131,20 @@ impl Block {
     fn engine(
         &mut self,
         memory: GuestMemory,
-        durable: bool,
+        features: u64,
     ) -> io::Result<Box<dyn engine::Engine>> {
-        let disk = self.disk.clone();
+        let image = Image {
+            disk: self.disk.clone(),
+            durable: self.writes_through(features),
+        };
         Ok(match self.config.engine {
-            Engine::Sync => Box::new(SyncEngine::new(disk, memory, durable)),
+            Engine::Sync => Box::new(SyncEngine::new(image, memory)),
             Engine::Async => {
                 let ring = match self.ring.take() {
                     Some(ring) => ring,
                     None => Ring::new()?,
                 };
-                Box::new(AsyncEngine::new(ring, disk, memory, durable))
+                Box::new(AsyncEngine::new(ring, image, memory))
             }
         })
     }
@@ -191,7 +195,7 @@ impl VirtioDevice for Block {
             // The driver uses no queue, so there is nothing to serve.
             return Ok(());
         };
-        let engine = self.engine(memory.clone(), self.writes_through(features))?;
+        let engine = self.engine(memory.clone(), features)?;
         let server = Server::new(Parts {
             queue: started.queue,
             kick: started.kick,

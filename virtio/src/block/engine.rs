@@ -3,12 +3,13 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
-use libc::{FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
+use libc::{FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, RWF_DSYNC};
 use vm_memory::GuestAddress;
 
 use super::disk::Disk;
-use super::host::{self, Direction};
+use super::host::{self, Direction, Transfer};
 use super::request::Request;
 use crate::memory::IoBuffers;
 
@@ -70,35 +71,46 @@ pub(super) trait Engine: Send {
     }
 }
 
-/// Carries out a request on this thread. Returns how many bytes of guest memory were written.
-pub(super) fn execute(
-    disk: &Disk,
-    request: Request,
-    buffers: &IoBuffers,
-    durable: bool,
-) -> (u32, io::Result<()>) {
-    let transfer =
-        |direction, offset| host::transfer(&disk.file, direction, buffers, offset, 0, durable);
-    match request {
-        Request::Read { offset, .. } => transfer(Direction::Read, offset),
-        Request::Write { offset, .. } => transfer(Direction::Write, offset),
-        Request::Flush => (0, disk.file.sync_data()),
-        Request::Discard { offset, len } => (0, settle(disk, discard(disk, offset, len), durable)),
-        Request::WriteZeroes { offset, len, unmap } => {
-            let result = write_zeroes(disk, offset, len, unmap);
-            (0, settle(disk, result, durable))
-        }
-        Request::GetId => (0, Ok(())),
-    }
+/// The image, as it is used from a start of the device to its stop.
+pub(super) struct Image {
+    pub(super) disk: Arc<Disk>,
+    /// Whether each change has to be durable before it is answered.
+    pub(super) durable: bool,
 }
 
-/// Makes what was changed durable, if it has to be.
-fn settle(disk: &Disk, result: io::Result<()>, durable: bool) -> io::Result<()> {
-    result?;
-    if durable {
-        disk.file.sync_data()?;
+impl Image {
+    /// A transfer of data at `offset`.
+    pub(super) fn transfer(&self, direction: Direction, offset: u64) -> Transfer<'_> {
+        let durable = self.durable && direction == Direction::Write;
+        Transfer {
+            file: &self.disk.file,
+            direction,
+            offset,
+            flags: if durable { RWF_DSYNC } else { 0 },
+        }
     }
-    Ok(())
+
+    /// Carries out a request on this thread. Returns how many bytes of guest memory were written.
+    pub(super) fn execute(&self, request: Request, buffers: &IoBuffers) -> (u32, io::Result<()>) {
+        let result = match request {
+            Request::Read { offset, .. } => {
+                return self.transfer(Direction::Read, offset).run(buffers, 0);
+            }
+            Request::Write { offset, .. } => {
+                return self.transfer(Direction::Write, offset).run(buffers, 0);
+            }
+            Request::Flush => self.disk.file.sync_data(),
+            Request::Discard { offset, len } => discard(&self.disk, offset, len),
+            Request::WriteZeroes { offset, len, unmap } => {
+                write_zeroes(&self.disk, offset, len, unmap)
+            }
+            Request::GetId => Ok(()),
+        };
+        if self.durable && result.is_ok() {
+            return (0, self.disk.file.sync_data());
+        }
+        (0, result)
+    }
 }
 
 /// Discarding is advice: where the host cannot do it, nothing is done.

@@ -34,56 +34,97 @@ pub(super) enum Direction {
     Write,
 }
 
-/// Moves all of `buffers` from or to `offset` in the image, but for the first `done` bytes, which
-/// were moved before; a `durable` write is on the host's disk when it returns. Returns how many
-/// bytes of guest memory were written altogether, which are marked, and why it were not all.
-pub(super) fn transfer(
-    file: &File,
-    direction: Direction,
-    buffers: &IoBuffers,
-    offset: u64,
-    done: usize,
-    durable: bool,
-) -> (u32, io::Result<()>) {
-    let (done, result) = transfer_rest(file, direction, buffers, offset, done, durable);
-    if direction == Direction::Write {
-        return (0, result);
-    }
-    buffers.mark_written(done);
-    (u32::try_from(done).unwrap_or(u32::MAX), result)
+/// A transfer between the image and guest memory.
+#[derive(Clone, Copy)]
+pub(super) struct Transfer<'a> {
+    pub(super) file: &'a File,
+    pub(super) direction: Direction,
+    /// Offset in the image, in bytes.
+    pub(super) offset: u64,
+    /// Flags of `preadv2` and `pwritev2`, such as `RWF_DSYNC`.
+    pub(super) flags: c_int,
 }
 
-fn transfer_rest(
-    file: &File,
-    direction: Direction,
-    buffers: &IoBuffers,
-    offset: u64,
-    mut done: usize,
-    durable: bool,
-) -> (usize, io::Result<()>) {
-    while done < buffers.len() {
-        let at = offset + done as u64;
-        let moved = if done == 0 {
-            transfer_some(file, direction, buffers.as_iovecs(), at, durable)
-        } else {
-            transfer_some(file, direction, &vectors_after(buffers, done), at, durable)
-        };
-        match moved {
-            Ok(0) => return (done, Err(end_of_image(direction))),
-            Ok(count) => done += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (done, Err(error)),
+impl Transfer<'_> {
+    /// Moves all of `buffers`, but for the first `done` bytes, which were moved before. Returns how
+    /// many bytes of guest memory were written altogether, which are marked, and why it were not
+    /// all.
+    pub(super) fn run(&self, buffers: &IoBuffers, done: usize) -> (u32, io::Result<()>) {
+        let (done, result) = self.run_from(buffers, done);
+        match self.direction {
+            Direction::Read => (written(buffers, done), result),
+            Direction::Write => (0, result),
         }
     }
-    (done, Ok(()))
+
+    fn run_from(&self, buffers: &IoBuffers, mut done: usize) -> (usize, io::Result<()>) {
+        while done < buffers.len() {
+            let moved = if done == 0 {
+                self.call(buffers.as_iovecs(), self.offset)
+            } else {
+                self.call(&vectors_after(buffers, done), self.offset + done as u64)
+            };
+            match moved {
+                // The image ended, although it was large enough when it was opened.
+                Ok(0) => return (done, Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (done, Err(error)),
+            }
+        }
+        (done, Ok(()))
+    }
+
+    /// Moves all of `buffers` at once, or nothing that counts. Returns how many bytes of guest
+    /// memory were written.
+    ///
+    /// # Errors
+    ///
+    /// Not everything was moved; `WouldBlock` if only because of that.
+    pub(super) fn try_at_once(&self, buffers: &IoBuffers) -> io::Result<u32> {
+        let moved = self.call(buffers.as_iovecs(), self.offset)?;
+        match self.direction {
+            _ if moved < buffers.len() => Err(io::ErrorKind::WouldBlock.into()),
+            Direction::Read => Ok(written(buffers, moved)),
+            Direction::Write => Ok(0),
+        }
+    }
+
+    /// One system call on the first of `vectors`.
+    ///
+    /// It is made directly: the functions of libc are points of cancellation, which costs.
+    fn call(&self, vectors: &[iovec], offset: u64) -> io::Result<usize> {
+        let fd = self.file.as_raw_fd();
+        let offset = off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let moved = if let ([one], 0) = (vectors, self.flags) {
+            // The common case, for which there are cheaper calls.
+            let number = match self.direction {
+                Direction::Read => libc::SYS_pread64,
+                Direction::Write => libc::SYS_pwrite64,
+            };
+            let (base, len) = (one.iov_base, one.iov_len);
+            // SAFETY: the vector lies in guest memory, which stays mapped while its list lives,
+            // and which nobody holds a reference into.
+            unsafe { libc::syscall(number, fd, base, len, offset) }
+        } else {
+            let number = match self.direction {
+                Direction::Read => libc::SYS_preadv2,
+                Direction::Write => libc::SYS_pwritev2,
+            };
+            let (list, count) = (vectors.as_ptr(), vectors.len().min(MAX_VECTORS));
+            // The high half of the offset is for hosts of 32 bits.
+            let (high, flags) = (0_usize, self.flags);
+            // SAFETY: `list` has at least `count` vectors, each as above.
+            unsafe { libc::syscall(number, fd, list, count, offset, high, flags) }
+        };
+        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+    }
 }
 
-/// The image ended although it was large enough when it was opened.
-fn end_of_image(direction: Direction) -> io::Error {
-    match direction {
-        Direction::Read => io::ErrorKind::UnexpectedEof.into(),
-        Direction::Write => io::ErrorKind::WriteZero.into(),
-    }
+/// Marks the first `count` bytes of `buffers` as written; the number as the used ring has it.
+fn written(buffers: &IoBuffers, count: usize) -> u32 {
+    buffers.mark_written(count);
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// The vectors of `buffers` without their first `skip` bytes, to go on after a part was moved.
@@ -98,42 +139,6 @@ fn vectors_after(buffers: &IoBuffers, skip: usize) -> Vec<iovec> {
         })
     });
     rest.collect()
-}
-
-fn transfer_some(
-    file: &File,
-    direction: Direction,
-    vectors: &[iovec],
-    offset: u64,
-    durable: bool,
-) -> io::Result<usize> {
-    let fd = file.as_raw_fd();
-    let offset = off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let vectors = vectors.get(..MAX_VECTORS).unwrap_or(vectors);
-    let count = c_int::try_from(vectors.len()).unwrap_or(0);
-    let list = vectors.as_ptr();
-    let moved = match (direction, vectors) {
-        // One vector is the common case, and these calls are a little cheaper.
-        (Direction::Read, [one]) => {
-            // SAFETY: the vector lies in guest memory, which stays mapped while `buffers` lives,
-            // and which nobody holds a reference into.
-            unsafe { libc::pread(fd, one.iov_base, one.iov_len, offset) }
-        }
-        (Direction::Write, [one]) if !durable => {
-            // SAFETY: as above; it is only read from.
-            unsafe { libc::pwrite(fd, one.iov_base, one.iov_len, offset) }
-        }
-        (Direction::Read, _) => {
-            // SAFETY: `list` has `count` vectors, each as above.
-            unsafe { libc::preadv(fd, list, count, offset) }
-        }
-        (Direction::Write, _) => {
-            let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            // SAFETY: `list` has `count` vectors, each as above.
-            unsafe { libc::pwritev2(fd, list, count, offset, flags) }
-        }
-    };
-    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
 /// `fallocate`, which keeps the size of the image in any case.

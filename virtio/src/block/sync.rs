@@ -1,27 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine that carries out each request on the worker's thread, one after the other.
 
-use std::sync::Arc;
-
-use super::disk::Disk;
-use super::engine::{Done, Engine, Ticket, execute};
+use super::engine::{Done, Engine, Image, Ticket};
 use super::request::Request;
 use crate::memory::{GuestMemory, IoBuffers};
 
 /// Plain system calls.
 pub(super) struct SyncEngine {
-    disk: Arc<Disk>,
+    image: Image,
     buffers: IoBuffers,
-    /// Whether each write has to be durable before it is answered.
-    durable: bool,
 }
 
 impl SyncEngine {
-    pub(super) fn new(disk: Arc<Disk>, memory: GuestMemory, durable: bool) -> Self {
+    pub(super) fn new(image: Image, memory: GuestMemory) -> Self {
         Self {
-            disk,
+            image,
             buffers: IoBuffers::new(memory),
-            durable,
         }
     }
 }
@@ -37,7 +31,7 @@ impl Engine for SyncEngine {
     }
 
     fn start(&mut self, request: Request, ticket: Ticket) -> Option<Done> {
-        let (written, result) = execute(&self.disk, request, &self.buffers, self.durable);
+        let (written, result) = self.image.execute(request, &self.buffers);
         Some(Done {
             ticket,
             written,

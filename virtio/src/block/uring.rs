@@ -3,8 +3,16 @@
 //!
 //! Requests are put into the submission ring as they come and handed over together, with one
 //! system call for each look at the queue; answers are found in the completion ring without one.
-//! What the page cache has is done within that call. What cannot be done in one piece, or not
-//! without blocking where io_uring would have to, is finished on the worker's thread.
+//! What the page cache has is read within that call.
+//!
+//! Some things are better done on the worker's thread, at once:
+//!
+//! - a read with nothing else in flight, if the page cache has it: the ring would add its cost and
+//!   save no call;
+//! - a write to the page cache. Few file systems can say that it would have to wait; for the
+//!   others io_uring gives each write to a thread of the kernel, which takes twice as long or
+//!   more and gains nothing, since writes to one file wait for each other;
+//! - what io_uring did only in part or refused, and what takes more than one step.
 //!
 //! This is a module with unsafe code: the kernel works on raw addresses of guest memory for as
 //! long as a request is in flight.
@@ -14,16 +22,14 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
-use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, RWF_DSYNC};
+use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, RWF_NOWAIT};
 
-use super::disk::Disk;
-use super::engine::{Done, Engine, Ticket, execute, is_refused};
-use super::host::{self, Direction, MAX_VECTORS};
+use super::engine::{Done, Engine, Image, Ticket, is_refused};
+use super::host::{Direction, MAX_VECTORS, Transfer};
 use super::request::Request;
 use crate::memory::{GuestMemory, IoBuffers};
 
@@ -55,7 +61,7 @@ struct InFlight {
 /// Requests in flight on a [`Ring`].
 pub(super) struct AsyncEngine {
     ring: Ring,
-    disk: Arc<Disk>,
+    image: Image,
     memory: GuestMemory,
     /// The buffers of the next request.
     buffers: IoBuffers,
@@ -65,21 +71,24 @@ pub(super) struct AsyncEngine {
     slots: Vec<Option<InFlight>>,
     /// The indices with nothing in flight.
     free: Vec<u16>,
-    /// Whether each write has to be durable before it is answered.
-    durable: bool,
+    /// Whether the file system takes `RWF_NOWAIT` for reads.
+    reads_now: bool,
+    /// Whether the file system takes `RWF_NOWAIT` for writes.
+    writes_now: bool,
 }
 
 impl AsyncEngine {
-    pub(super) fn new(ring: Ring, disk: Arc<Disk>, memory: GuestMemory, durable: bool) -> Self {
+    pub(super) fn new(ring: Ring, image: Image, memory: GuestMemory) -> Self {
         Self {
             ring,
-            disk,
+            image,
             buffers: IoBuffers::new(memory.clone()),
             spare: Vec::new(),
             slots: (0..DEPTH).map(|_| None).collect(),
             free: (0..DEPTH).collect(),
             memory,
-            durable,
+            reads_now: true,
+            writes_now: true,
         }
     }
 
@@ -87,8 +96,8 @@ impl AsyncEngine {
         self.free.len() < self.slots.len()
     }
 
-    fn image(&self) -> types::Fd {
-        types::Fd(self.disk.file.as_raw_fd())
+    fn file(&self) -> types::Fd {
+        types::Fd(self.image.disk.file.as_raw_fd())
     }
 
     /// What io_uring has to do for `request`; `None` if it is not one for io_uring.
@@ -96,12 +105,14 @@ impl AsyncEngine {
         let entry = match request {
             Request::Read { offset, .. } => self.transfer_entry(Direction::Read, offset)?,
             Request::Write { offset, .. } => self.transfer_entry(Direction::Write, offset)?,
-            Request::Flush => opcode::Fsync::new(self.image())
+            Request::Flush => opcode::Fsync::new(self.file())
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
             // These take more than one step.
-            Request::Discard { .. } if self.disk.is_block_device => return None,
-            Request::Discard { .. } | Request::WriteZeroes { .. } if self.durable => return None,
+            Request::Discard { .. } if self.image.disk.is_block_device => return None,
+            Request::Discard { .. } | Request::WriteZeroes { .. } if self.image.durable => {
+                return None;
+            }
             Request::Discard { offset, len } => {
                 self.fallocate_entry(FALLOC_FL_PUNCH_HOLE, offset, len)?
             }
@@ -119,32 +130,32 @@ impl AsyncEngine {
     }
 
     fn transfer_entry(&self, direction: Direction, offset: u64) -> Option<squeue::Entry> {
-        let flags = if self.durable { RWF_DSYNC } else { 0 };
+        let flags = self.image.transfer(direction, offset).flags;
         let vectors = self.buffers.as_iovecs();
         let entry = match (direction, vectors) {
             (_, []) => return None,
             // One vector is the common case and a little cheaper.
             (Direction::Read, [one]) => {
                 let len = u32::try_from(one.iov_len).ok()?;
-                opcode::Read::new(self.image(), one.iov_base.cast(), len)
+                opcode::Read::new(self.file(), one.iov_base.cast(), len)
                     .offset(offset)
                     .build()
             }
             (Direction::Write, [one]) => {
                 let len = u32::try_from(one.iov_len).ok()?;
-                let write = opcode::Write::new(self.image(), one.iov_base.cast_const().cast(), len);
+                let write = opcode::Write::new(self.file(), one.iov_base.cast_const().cast(), len);
                 write.offset(offset).rw_flags(flags).build()
             }
             _ if vectors.len() > MAX_VECTORS => return None,
             (Direction::Read, _) => {
                 let len = u32::try_from(vectors.len()).ok()?;
-                opcode::Readv::new(self.image(), vectors.as_ptr(), len)
+                opcode::Readv::new(self.file(), vectors.as_ptr(), len)
                     .offset(offset)
                     .build()
             }
             (Direction::Write, _) => {
                 let len = u32::try_from(vectors.len()).ok()?;
-                let write = opcode::Writev::new(self.image(), vectors.as_ptr(), len);
+                let write = opcode::Writev::new(self.file(), vectors.as_ptr(), len);
                 write.offset(offset).rw_flags(flags).build()
             }
         };
@@ -152,7 +163,7 @@ impl AsyncEngine {
     }
 
     fn fallocate_entry(&self, mode: i32, offset: u64, len: u64) -> Option<squeue::Entry> {
-        let fallocate = opcode::Fallocate::new(self.image(), len).offset(offset);
+        let fallocate = opcode::Fallocate::new(self.file(), len).offset(offset);
         (len > 0).then(|| fallocate.mode(mode | FALLOC_FL_KEEP_SIZE).build())
     }
 
@@ -190,27 +201,54 @@ impl AsyncEngine {
         buffers: &IoBuffers,
         result: i32,
     ) -> (u32, io::Result<()>) {
-        // What is left of a transfer is done here.
-        let finish = |direction, offset, done| {
-            host::transfer(
-                &self.disk.file,
-                direction,
-                buffers,
-                offset,
-                done,
-                self.durable,
-            )
-        };
         let moved = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+        let image = &self.image;
         match (request, moved) {
             (_, Err(error)) if wants_another_try(&error, request) => {
-                execute(&self.disk, request, buffers, self.durable)
+                image.execute(request, buffers)
             }
             (_, Err(error)) => (0, Err(error)),
-            (Request::Read { offset, .. }, Ok(done)) => finish(Direction::Read, offset, done),
-            (Request::Write { offset, .. }, Ok(done)) => finish(Direction::Write, offset, done),
+            // What is left of a transfer is done here.
+            (Request::Read { offset, .. }, Ok(done)) => {
+                image.transfer(Direction::Read, offset).run(buffers, done)
+            }
+            (Request::Write { offset, .. }, Ok(done)) => {
+                image.transfer(Direction::Write, offset).run(buffers, done)
+            }
             (_, Ok(_)) => (0, Ok(())),
         }
+    }
+
+    /// Carries `request` out on this thread, if that is the better way; see the module's text.
+    fn try_here(&mut self, request: Request) -> Option<(u32, io::Result<()>)> {
+        match request {
+            Request::Read { offset, .. } if self.reads_now && !self.has_in_flight() => {
+                let result = self.try_now(Direction::Read, offset);
+                self.reads_now = !result.as_ref().is_err_and(is_refused);
+                result.ok().map(|written| (written, Ok(())))
+            }
+            Request::Write { offset, .. } if !self.image.durable => {
+                if self.writes_now {
+                    let result = self.try_now(Direction::Write, offset);
+                    self.writes_now = !result.as_ref().is_err_and(is_refused);
+                    if self.writes_now {
+                        return result.ok().map(|written| (written, Ok(())));
+                    }
+                }
+                // What is there to read need not wait. An error comes again with the next call.
+                let _ = self.submit();
+                Some(self.image.execute(request, &self.buffers))
+            }
+            _ => None,
+        }
+    }
+
+    fn try_now(&self, direction: Direction, offset: u64) -> io::Result<u32> {
+        let transfer = Transfer {
+            flags: RWF_NOWAIT,
+            ..self.image.transfer(direction, offset)
+        };
+        transfer.try_at_once(&self.buffers)
     }
 
     /// Hands the submission ring over and waits for `want` completions.
@@ -243,11 +281,15 @@ impl Engine for AsyncEngine {
     }
 
     fn start(&mut self, request: Request, ticket: Ticket) -> Option<Done> {
-        let entry = self.entry(request);
-        if entry.is_some_and(|entry| self.push(entry, request, ticket)) {
-            return None;
+        let answer = self.try_here(request);
+        if answer.is_none() {
+            let entry = self.entry(request);
+            if entry.is_some_and(|entry| self.push(entry, request, ticket)) {
+                return None;
+            }
         }
-        let (written, result) = execute(&self.disk, request, &self.buffers, self.durable);
+        let (written, result) =
+            answer.unwrap_or_else(|| self.image.execute(request, &self.buffers));
         Some(Done {
             ticket,
             written,
