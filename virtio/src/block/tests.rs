@@ -714,3 +714,64 @@ fn an_idle_worker_sleeps_until_it_is_kicked() {
         assert_eq!(guest.driver.avail_event(), guest.driver.avail);
     }
 }
+
+/// A block device of the host over a file, for the test that has it.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn new(file: &Path, sector_size: u32) -> Self {
+        let size = sector_size.to_string();
+        let output = std::process::Command::new("losetup")
+            .args(["--find", "--show", "--sector-size", &size])
+            .arg(file)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        Self(String::from_utf8(output.stdout).unwrap().trim().into())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup")
+            .args(["--detach", &self.0])
+            .status();
+    }
+}
+
+#[test]
+#[ignore = "needs root and a free loop device"]
+fn a_block_device_of_the_host_is_served_like_a_file() {
+    for engine in BOTH {
+        for sector_size in [512, 4096] {
+            let file = image(4 << 20);
+            let device = LoopDevice::new(file.path(), sector_size);
+            let mut guest = Guest::new(config(Path::new(&device.0), engine));
+            let mut config = [0; 24];
+            guest.block.read_config(0, &mut config);
+            assert_eq!(config[..8], 8192_u64.to_le_bytes());
+            assert_eq!(config[20..], sector_size.to_le_bytes());
+
+            let mut expected = pattern(4 << 20, 1);
+            assert!(guest.read_sectors(16, 8192) == expected[8192..16384]);
+            let data = pattern(4096, 5);
+            assert_eq!(guest.write_sectors(8, &data), (OK, 1));
+            expected[4096..8192].copy_from_slice(&data);
+            // Whole blocks, and a range that the device does not take with large ones.
+            assert_eq!(guest.request_range(WRITE_ZEROES, 64, 64, 0), (OK, 1));
+            assert_eq!(guest.request_range(WRITE_ZEROES, 257, 7, 0), (OK, 1));
+            assert_eq!(guest.request_range(WRITE_ZEROES, 512, 64, 1), (OK, 1));
+            assert_eq!(guest.request_range(DISCARD, 4096, 4096, 0), (OK, 1));
+            assert_eq!(guest.request(FLUSH, 0, &[]), (OK, 1));
+            for sectors in [64..128, 257..264, 512..576] {
+                expected[sectors.start * 512..sectors.end * 512].fill(0);
+            }
+            drop(guest);
+            let held = std::fs::read(&device.0).unwrap();
+            // What was discarded may hold anything.
+            assert!(held[..2 << 20] == expected[..2 << 20]);
+            let full = file.as_file().metadata().unwrap().blocks();
+            assert!(full < 8192, "the space was not given back: {full}");
+        }
+    }
+}
