@@ -156,7 +156,7 @@ ring0_fetch_mmio:                   # no memory is there: nothing can run this, 
 .section .tables, "aw"
 
 # Identity map of the first 4 GiB in 2 MiB pages, user-accessible, writable, accessed and dirty.
-# `memory::map_high` adds page directories for RAM above.
+# `memory::map_high` adds page directories for memory above.
 .align 4096
 pml4:
     .quad pdpt + 0x27

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Hostile cases in descriptors, rings and indirect tables, the same for every device.
 
-use crate::clock;
 use crate::hostile::{Case, DATA, Entry, Piece, SIZE, end_of_memory, flag, reg, state};
 use crate::mmio::{EVENT_IDX, INDIRECT_DESC};
+use crate::{clock, params};
 use alloc::vec::Vec;
 
 /// The cases.
@@ -86,6 +86,7 @@ pub const CASES: &[Entry] = &[
     ("size-raised-while-running", size_raised),
     ("event-index-anywhere", event_index),
     ("reset-in-flight", reset_in_flight),
+    ("broken-and-reset", broken_and_reset),
 ];
 
 /// Waits until `count` requests were used; says whether they were.
@@ -314,5 +315,18 @@ fn reset_in_flight(case: &mut Case) {
         case.fill();
         clock::wait(1, || false);
         case.ok &= case.untouched();
+    }
+}
+
+/// Breaks the queue and resets, many times over: each is worth a line in the VMM's log, all
+/// together are not.
+fn broken_and_reset(case: &mut Case) {
+    for _ in 0..params::number("bare.breaks", 200) {
+        case.restart();
+        let pieces = case.good();
+        case.chain(case.rings[0], &pieces);
+        case.offer(SIZE, 1);
+        case.notify();
+        clock::wait(5, || case.get(reg::STATUS) & state::NEEDS_RESET != 0);
     }
 }

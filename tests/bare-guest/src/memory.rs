@@ -13,7 +13,15 @@ use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 unsafe extern "C" {
     static image_end: u8;
+    /// The page directory pointer table, 512 entries of 1 GiB; boot.s fills the first four.
+    static mut pdpt: [u64; 512];
 }
+
+const GIB: u64 = 1 << 30;
+/// Present, writable, user, accessed.
+const TABLE: u64 = 0x27;
+/// The same, dirty, and 2 MiB large.
+const LARGE_PAGE: u64 = 0xe7;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);
@@ -29,6 +37,27 @@ pub fn init(map: &MemoryMap) {
     let end = region.map_or(start + (2 << 20), |r| r.start + r.len);
     NEXT.store(start, Ordering::Relaxed);
     END.store(end.min(1 << 32), Ordering::Relaxed);
+}
+
+/// Maps what a memory region has above 4 GiB, up to 512 GiB, one to one. What is mapped already
+/// stays so.
+pub fn map_high(start: u64, len: u64) {
+    let end = (start + len).min(512 * GIB);
+    for slot in (start.max(4 * GIB) / GIB)..end.div_ceil(GIB) {
+        let entry = (&raw mut pdpt).cast::<u64>().wrapping_add(slot as usize);
+        // SAFETY: `slot` is below 512; the table is boot.s's, and there is one thread. An entry
+        // that was not present is in no TLB.
+        unsafe {
+            if entry.read_volatile() == 0 {
+                let directory = take(PAGE_SIZE, PAGE_SIZE);
+                for (page, bytes) in (0..).zip(directory.chunks_mut(8)) {
+                    let large: u64 = slot * GIB + (page << 21) + LARGE_PAGE;
+                    bytes.copy_from_slice(&large.to_le_bytes());
+                }
+                entry.write_volatile(directory.as_ptr() as u64 + TABLE);
+            }
+        }
+    }
 }
 
 /// The range of free memory, first and last+1 byte.

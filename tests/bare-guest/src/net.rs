@@ -44,7 +44,7 @@ pub struct Net {
     pub tx: Tx,
     /// What was negotiated.
     pub features: u64,
-    /// The address that the device gave.
+    /// The address that the device gave, or a local one.
     pub mac: [u8; 6],
     /// The MTU that the device gave, or 1500.
     pub mtu: u16,
@@ -86,10 +86,11 @@ impl Net {
         } else {
             HEADER + max
         };
-        let mut mac = [0; 6];
-        for (at, byte) in (base + 0x100..).zip(&mut mac) {
-            // SAFETY: the device's configuration space; every byte of the address may be read.
-            *byte = unsafe { (at as *const u8).read_volatile() };
+        let mut mac = [2, 0, 0, 0, 0, 1];
+        if features & MAC != 0 {
+            for (at, byte) in (base + 0x100..).zip(&mut mac) {
+                *byte = mmio::read(at, 1) as u8;
+            }
         }
         let mut net = Self {
             rx: Rx::new(rx_ring, rx_size, HEADER + max, merged),

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The steps that the command line can ask for, and the small ones themselves.
 
-use crate::boot_info::BootInfo;
+use crate::boot_info::{self, BootInfo};
 use crate::console::{self, say};
 use crate::{
     blk_bench, blk_cases, blk_check, clock, hostile, memory, mmio, net_bench, net_check, params,
+    pattern,
 };
 
 /// Runs the steps of `bare.do=STEP[,STEP]` in turn.
@@ -37,6 +38,7 @@ fn run_one(step: &str, boot: &BootInfo) {
         "net-rtt" => net_bench::round_trip(),
         "hostile-blk" => hostile::run_blk(),
         "hostile-net" => hostile::run_net(),
+        "mem-check" => mem_check(boot),
         "fault" => fault(),
         _ => say!("error unknown-step {step}"),
     }
@@ -120,6 +122,45 @@ fn cpu_spin() {
         "cpu-spin loops={loops} ticks={ticks} ns={} gap_ns={}",
         clock::ns(ticks),
         clock::ns(gap)
+    );
+}
+
+/// Writes a number to every `bare.stride`-th byte of all free memory, above 4 GiB too, then reads
+/// them all back: memory that is not there, or is there twice, shows.
+fn mem_check(boot: &BootInfo) {
+    let stride = params::number("bare.stride", 2 << 20).max(8);
+    let ram = || {
+        boot.memory
+            .regions()
+            .iter()
+            .filter(|region| region.kind == boot_info::RAM)
+    };
+    ram().for_each(|region| memory::map_high(region.start, region.len));
+    let free = memory::free().0;
+    // The first MiB is the loader's; what lies below `free` is the image and what it took.
+    let places = || {
+        ram()
+            .flat_map(move |region| {
+                let end = region.start + region.len;
+                (region.start.max(free).next_multiple_of(stride)..end.saturating_sub(8))
+                    .step_by(stride as usize)
+            })
+            .map(|address| (address as *mut u64, pattern::mix(address)))
+    };
+    let start = clock::now();
+    // SAFETY: the map says that memory is there, it is mapped, and nothing of the guest's lies
+    // from `free` on.
+    places().for_each(|(at, value)| unsafe { at.write_volatile(value) });
+    // SAFETY: as above.
+    let wrong = places()
+        .filter(|&(at, value)| unsafe { at.read_volatile() } != value)
+        .count();
+    let ticks = clock::now() - start;
+    say!(
+        "mem-check ram={} checked={} wrong={wrong} ticks={ticks} ns={}",
+        boot.memory.ram(),
+        places().count(),
+        clock::ns(ticks)
     );
 }
 
