@@ -218,3 +218,6 @@ impl Backend for Server {
         self.parts.queue.state()
     }
 }
+
+#[cfg(test)]
+mod tests;

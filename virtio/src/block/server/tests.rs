@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The server with an engine that does as it is told.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU32;
+
+use vm_memory::GuestAddress;
+
+use super::*;
+use crate::device::StartContext;
+use crate::memory::IoBuffers;
+use crate::testing::{BUFFERS, Driver, memory, readable, writable};
+
+const HEADER: u64 = BUFFERS;
+const DATA: u64 = BUFFERS + 0x1000;
+const STATUS: u64 = BUFFERS + 0x8000;
+const SIZE: u16 = 256;
+
+/// Requests that were started, and how many of them may end, the last one first.
+#[derive(Default)]
+struct Held {
+    tickets: Vec<Ticket>,
+    submitted: usize,
+    released: usize,
+    waits: usize,
+    broken: bool,
+}
+
+/// Holds up to four requests until it is waited for or they are released.
+struct SlowEngine {
+    held: Arc<Mutex<Held>>,
+    buffers: IoBuffers,
+}
+
+impl Engine for SlowEngine {
+    fn has_room(&self) -> bool {
+        self.held.lock().unwrap().tickets.len() < 4
+    }
+
+    fn buffers(&mut self) -> &mut IoBuffers {
+        self.buffers.clear();
+        &mut self.buffers
+    }
+
+    fn start(&mut self, _request: Request, ticket: Ticket) -> Option<Done> {
+        assert!(self.has_room());
+        self.held.lock().unwrap().tickets.push(ticket);
+        None
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        let mut held = self.held.lock().unwrap();
+        held.submitted = held.tickets.len();
+        Ok(())
+    }
+
+    fn next_done(&mut self) -> Option<Done> {
+        let mut held = self.held.lock().unwrap();
+        held.released = held.released.checked_sub(1)?;
+        let ticket = held.tickets.pop()?;
+        Some(Done {
+            ticket,
+            written: 512,
+            result: Ok(()),
+        })
+    }
+
+    fn wait(&mut self) -> io::Result<bool> {
+        let mut held = self.held.lock().unwrap();
+        if held.broken {
+            return Err(io::ErrorKind::Other.into());
+        }
+        held.waits += 1;
+        held.released += 1;
+        Ok(!held.tickets.is_empty())
+    }
+}
+
+fn server() -> (Server, Driver, Arc<Mutex<Held>>) {
+    let driver = Driver::new(memory(), SIZE);
+    let held = Arc::<Mutex<Held>>::default();
+    let interrupts = Arc::new(AtomicU32::new(0));
+    let StartContext {
+        memory,
+        features,
+        mut queues,
+        signals,
+    } = driver.context(0, &interrupts);
+    let started = queues.pop().flatten().unwrap();
+    let engine = SlowEngine {
+        held: held.clone(),
+        buffers: IoBuffers::new(memory.clone()),
+    };
+    let server = Server::new(Parts {
+        queue: started.queue,
+        kick: started.kick,
+        memory,
+        signals,
+        limits: Limits {
+            sectors: 100,
+            features,
+            read_only: false,
+        },
+        serial: [0; ID_SIZE as usize],
+        name: "block device test".into(),
+        engine: Box::new(engine),
+    });
+    (server, driver, held)
+}
+
+/// Offers a read of one sector, with its own status byte; its head.
+fn offer(driver: &mut Driver, number: u64) -> u16 {
+    let header = GuestAddress(HEADER);
+    driver.memory.write_slice(&[0; 16], header).unwrap();
+    let (data, status) = (writable(DATA, 512), writable(STATUS + number, 1));
+    let byte = GuestAddress(STATUS + number);
+    driver.memory.write_slice(&[0xff], byte).unwrap();
+    driver.add(&[readable(HEADER, 16), data, status])
+}
+
+fn heads(driver: &mut Driver) -> Vec<u32> {
+    std::iter::from_fn(|| driver.take_used())
+        .map(|used| used.head)
+        .collect()
+}
+
+fn statuses(driver: &Driver, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    let start = GuestAddress(STATUS);
+    driver.memory.read_slice(&mut bytes, start).unwrap();
+    bytes
+}
+
+#[test]
+fn requests_are_answered_in_the_order_in_which_they_end() {
+    let (mut server, mut driver, held) = server();
+    for number in 0..3 {
+        offer(&mut driver, number);
+    }
+    assert!(server.process().unwrap());
+    assert!(heads(&mut driver).is_empty());
+    assert_eq!(statuses(&driver, 3), [0xff; 3]);
+    assert!(!server.process().unwrap(), "there is nothing to do");
+
+    held.lock().unwrap().released = 2;
+    assert!(server.process().unwrap());
+    assert_eq!(heads(&mut driver), [6, 3]);
+    assert_eq!(statuses(&driver, 3), [0xff, 0, 0]);
+    held.lock().unwrap().released = 1;
+    assert!(server.process().unwrap());
+    assert_eq!(heads(&mut driver), [0]);
+}
+
+#[test]
+fn no_more_is_taken_than_the_engine_has_room_for() {
+    let (mut server, mut driver, held) = server();
+    for number in 0..6 {
+        offer(&mut driver, number);
+    }
+    server.process().unwrap();
+    assert_eq!(held.lock().unwrap().submitted, 4);
+    // There is work, but none that could be done; the engine will say when that changes.
+    assert!(!server.process().unwrap());
+    assert!(!server.arm().unwrap());
+
+    held.lock().unwrap().released = 1;
+    server.process().unwrap();
+    assert_eq!(heads(&mut driver), [9]);
+    assert_eq!(held.lock().unwrap().submitted, 4);
+    held.lock().unwrap().released = 4;
+    server.process().unwrap();
+    held.lock().unwrap().released = 4;
+    server.process().unwrap();
+    assert_eq!(heads(&mut driver).len(), 5);
+    assert!(!server.arm().unwrap(), "the queue is empty");
+    offer(&mut driver, 0);
+    assert!(server.arm().unwrap(), "now it is not");
+}
+
+#[test]
+fn a_stop_waits_for_what_is_in_flight() {
+    let (mut server, mut driver, held) = server();
+    for number in 0..6 {
+        offer(&mut driver, number);
+    }
+    server.process().unwrap();
+    let state = server.finish();
+    assert_eq!(heads(&mut driver), [9, 6, 3, 0]);
+    assert_eq!(statuses(&driver, 6), [0, 0, 0, 0, 0xff, 0xff]);
+    assert_eq!((state.next_avail, state.next_used), (4, 4));
+    assert!(held.lock().unwrap().waits >= 4);
+}
+
+#[test]
+fn a_stop_ends_although_the_host_does_not_answer() {
+    let (mut server, mut driver, held) = server();
+    offer(&mut driver, 0);
+    server.process().unwrap();
+    held.lock().unwrap().broken = true;
+    let state = server.finish();
+    assert_eq!((state.next_avail, state.next_used), (1, 0));
+    assert!(heads(&mut driver).is_empty());
+}
+
+#[test]
+fn a_round_ends_even_if_there_is_more() {
+    let (mut server, mut driver, _held) = server();
+    // Without a header, and so answered at once.
+    for _ in 0..SIZE {
+        driver.add(&[writable(STATUS, 1)]);
+    }
+    let mut rounds = 0;
+    while server.process().unwrap() {
+        rounds += 1;
+        let served = heads(&mut driver).len();
+        assert_eq!(served, MAX_ROUND);
+    }
+    assert_eq!(rounds, usize::from(SIZE) / MAX_ROUND);
+}
