@@ -73,7 +73,7 @@ fn the_boot_timer_is_logged_when_it_is_asked_for() {
 #[test]
 fn what_is_typed_reaches_the_guest() {
     let mut vm = Vm::spawn(run_bare("bare.do=echo"));
-    vm.send(b"a line from the host\n");
+    vm.send(b"a line from the host\nend\n");
     let outcome = vm.wait(SOON);
     assert!(
         outcome

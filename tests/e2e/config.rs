@@ -190,11 +190,11 @@ fn a_file_that_is_wrong_is_refused_by_name_and_place() {
 fn a_file_that_is_none_is_refused() {
     refused(b"", "EOF");
     refused(b"{", "EOF");
-    refused(b"[]", "sequence");
+    refused(b"[]", "line 1 column");
     refused(b"hello", "line 1 column 1");
     refused(b"{\"boot-source\": \xff}", "UTF-8");
     refused(&vec![b' '; 2 << 20], "more than");
-    refused("[".repeat(100_000).as_bytes(), "sequence");
+    refused("[".repeat(100_000).as_bytes(), "line 1 column");
     let folder = tempfile::tempdir().unwrap();
     for path in [folder.path(), Path::new("/no/file")] {
         let outcome = outcome(no_api(path), SOON);

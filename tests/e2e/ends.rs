@@ -140,8 +140,6 @@ fn no_process_outlives_its_machine() {
     let vm = Vm::spawn(run_bare("bare.do=hello bare.end=spin"));
     vm.wait_for("bare: hello", SOON);
     let pid = vm.pid();
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
-    assert_eq!(threads, 2, "the owner and one vCPU");
     vm.signal(libc::SIGTERM);
     vm.wait(SOON);
     assert!(!Path::new(&format!("/proc/{pid}")).exists());

@@ -101,7 +101,7 @@ fn kernels_that_are_none() {
     refused(
         bare_with(&["--kernel-protocol=bzimage"]),
         BAD_CONFIGURATION,
-        &["bzImage"],
+        &["bzimage"],
     );
     refused(
         bare_with(&["--kernel-protocol=efi"]),
@@ -239,7 +239,7 @@ fn disks_that_cannot_be_used() {
 fn networks_that_cannot_be_used() {
     let network = NetNs::new();
     network
-        .sh("ip link add br0 type bridge; ip tuntap add tap0 mode tap; ip link add d0 type dummy");
+        .sh("ip link add br0 type bridge; ip tuntap add tap0 mode tap; ip link add d0 type veth peer name d1");
     let with = |spec: &str| network.wrap(&bare_with(&["--net", spec]));
     refused(with("tap=none"), BAD_CONFIGURATION, &["none"]);
     refused(with("tap=d0"), BAD_CONFIGURATION, &["d0"]);
@@ -266,8 +266,8 @@ fn networks_that_cannot_be_used() {
     holder.wait_for("bare: hello", SOON);
     refused(with("tap=tap0"), BAD_CONFIGURATION, &["tap0", "use"]);
     drop(holder);
-    // br0, tap0, d0 and the loopback: no TAP of ours is left.
-    assert_eq!(network.links().lines().count(), 4, "{}", network.links());
+    // br0, tap0, d0, d1 and the loopback: no TAP of ours is left.
+    assert_eq!(network.links().lines().count(), 5, "{}", network.links());
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn the_guest_is_told_the_mac_and_mtu_that_were_given() {
     network.sh(MAKE_TAP);
     let spec = "tap=tap0,mac=06:00:ac:10:00:02,mtu=1400";
     let (outcome, _) = with_echo(&network, "bare.do=net-echo bare.frames=1", spec);
-    let line = outcome.assert_clean().line("bare: net-echo mac");
+    let line = outcome.assert_clean().line("bare: net-echo ready mac");
     assert!(
         line.contains("mac=06:00:ac:10:00:02") && line.contains("mtu=1400"),
         "{line}"

@@ -84,7 +84,7 @@ fn a_guest_at_work_does_not_notice_fifty_pauses() {
 #[test]
 fn a_paused_guest_does_nothing() {
     let (_folder, path) = disk();
-    let args = "bare.tsc_khz=2000000 bare.do=blk-randwrite bare.ms=3600000";
+    let args = "bare.tsc_khz=2000000 bare.do=blk-check bare.ops=1000000000";
     let (end, _) = run(args, &path.clone(), "Sync", move |machine| {
         thread::sleep(Duration::from_millis(300));
         machine.pause().unwrap();

@@ -10,13 +10,13 @@ const SPIN: &str = "bare.do=hello bare.end=spin";
 fn the_terminal_is_raw_while_the_machine_runs_and_restored_by_every_end() {
     type Act = fn(&mut OnTerminal);
     let ends: [(&str, Act, i32); 6] = [
-        ("bare.do=hello,echo", |vm| vm.send(b"\r"), 0),
+        ("bare.do=hello,echo", |vm| vm.send(b"end\r"), 0),
         (SPIN, |vm| vm.send(b"\x01x"), 130),
         (SPIN, |vm| vm.signal(libc::SIGTERM), 143),
         (SPIN, |vm| vm.signal(libc::SIGHUP), 156),
         (
             "bare.do=hello,echo bare.end=badinsn",
-            |vm| vm.send(b"\r"),
+            |vm| vm.send(b"end\r"),
             5,
         ),
         (SPIN, |vm| vm.signal(libc::SIGSEGV), 128 + libc::SIGSEGV),
@@ -78,7 +78,7 @@ fn the_progress_line_is_there_until_the_guest_speaks() {
 
 #[test]
 fn keys_reach_the_guest_and_the_escape_key_is_ours() {
-    let mut vm = OnTerminal::spawn(run_bare("bare.do=hello,echo,echo bare.end=spin"));
+    let mut vm = OnTerminal::spawn(run_bare("bare.do=hello,echo"));
     vm.wait_for("bare: hello", SOON);
     vm.send(b"\x01h");
     vm.wait_for("Ctrl-A x   end the machine", SOON);

@@ -31,7 +31,7 @@ pub enum KvmError {
         source: kvm_ioctls::Error,
     },
     /// A KVM of another age.
-    #[error("the host's KVM speaks version {0} of the interface, not {API_VERSION}")]
+    #[error("/dev/kvm speaks version {0} of KVM's interface, not {API_VERSION}; is it KVM's?")]
     Version(i32),
     /// A call failed.
     #[error("KVM does not {action}")]
