@@ -82,3 +82,36 @@ pub fn turn_round(frame: &mut [u8]) {
         destination.swap_with_slice(source);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_read_as_it_was_built_and_turned_round() {
+        let mut frame = [0; 100];
+        build(&mut frame, [1; 6], [2; 6], DATA, 77, 5);
+        assert_eq!(parse(&frame), Some((DATA, 77)));
+        turn_round(&mut frame);
+        assert_eq!((frame[0], frame[6]), (2, 1));
+        assert!(intact(&frame, 5));
+        assert!(!intact(&frame, 6));
+        frame[99] ^= 1;
+        assert!(!intact(&frame, 5));
+    }
+
+    #[test]
+    fn short_and_foreign_frames_are_none_of_ours() {
+        assert_eq!(parse(&[0; 60]), None);
+        assert_eq!(parse(&[]), None);
+        assert!(!intact(&[], 1));
+        turn_round(&mut []);
+    }
+
+    #[test]
+    fn lengths_reach_both_ends_and_no_further() {
+        let lengths = || (0..1000).map(|sequence| length(3, sequence, MAX));
+        assert_eq!(lengths().min(), Some(MIN));
+        assert_eq!(lengths().max(), Some(MAX));
+    }
+}

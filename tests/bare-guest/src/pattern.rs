@@ -36,3 +36,42 @@ pub fn matches(bytes: &[u8], seed: u64, place: u64, generation: u64) -> bool {
         word == &mix(state).to_le_bytes()[..word.len()]
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pins the function: a disk written by one version must be readable by another.
+    #[test]
+    fn the_first_words_of_a_sector_are_these() {
+        let mut sector = [0; 16];
+        fill(&mut sector, 1, 2, 3);
+        let base = mix(1 ^ mix(2 ^ mix(3)));
+        assert_eq!(sector[..8], mix(base.wrapping_add(GOLDEN)).to_le_bytes());
+        assert_eq!(
+            sector[8..],
+            mix(base.wrapping_add(GOLDEN.wrapping_mul(2))).to_le_bytes()
+        );
+        assert_eq!(mix(1), 0x5692_161d_100b_05e5);
+    }
+
+    #[test]
+    fn a_short_last_word_is_cut() {
+        let (mut long, mut short) = ([0; 24], [0; 21]);
+        fill(&mut long, 7, 8, 9);
+        fill(&mut short, 7, 8, 9);
+        assert_eq!(long[..21], short);
+        assert!(matches(&short, 7, 8, 9));
+    }
+
+    #[test]
+    fn seed_place_and_generation_all_matter() {
+        let mut sector = [0; SECTOR];
+        fill(&mut sector, 1, 1, 1);
+        for (seed, place, generation) in [(2, 1, 1), (1, 2, 1), (1, 1, 2)] {
+            assert!(!matches(&sector, seed, place, generation));
+        }
+        sector[511] ^= 1;
+        assert!(!matches(&sector, 1, 1, 1));
+    }
+}

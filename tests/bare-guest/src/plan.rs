@@ -83,3 +83,51 @@ pub fn advance(of: &mut [u32], op: Op) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_lies_in_the_window() {
+        for (window, max) in [(1, 1), (2, 256), (1000, 256), (32768, 1)] {
+            let plan = Plan::new(5, window, max, 5000);
+            assert_eq!(plan.clone().count(), 5000);
+            for op in plan {
+                if let Op::Read { sector, count } | Op::Write { sector, count } = op {
+                    assert!((1..=max).contains(&count), "{op:?}");
+                    assert!(sector + count <= window, "{op:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_plan_has_all_kinds_and_all_sizes() {
+        let ops = || Plan::new(1, 32768, 256, 5000);
+        let sized = |n| ops().any(|op| matches!(op, Op::Write { count, .. } if count == n));
+        assert!(sized(1) && sized(256));
+        assert!(ops().any(|op| op == Op::Flush));
+        assert!(ops().any(|op| matches!(op, Op::Read { .. })));
+    }
+
+    #[test]
+    fn a_write_raises_the_generation_of_its_sectors_alone() {
+        let mut generations = [1; 4];
+        advance(
+            &mut generations,
+            Op::Write {
+                sector: 1,
+                count: 2,
+            },
+        );
+        advance(
+            &mut generations,
+            Op::Read {
+                sector: 0,
+                count: 4,
+            },
+        );
+        assert_eq!(generations, [1, 2, 2, 1]);
+    }
+}

@@ -28,3 +28,23 @@ impl Rng {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_its_numbers_again_and_zero_is_a_seed() {
+        let draw = |seed| [(); 4].map(|()| Rng::new(seed).next());
+        assert_eq!(draw(3), draw(3));
+        assert_ne!(draw(3), draw(4));
+        assert_ne!(Rng::new(0).next(), 0);
+    }
+
+    #[test]
+    fn numbers_stay_below_their_bound() {
+        let mut rng = Rng::new(1);
+        assert!((0..1000).all(|_| rng.below(7) < 7));
+        assert_eq!(rng.below(1), 0);
+    }
+}
