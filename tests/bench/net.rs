@@ -5,27 +5,13 @@ use std::io::{self, BufRead, BufReader};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use brume_tests::frame;
 use brume_tests::host::FrameSocket;
 use brume_tests::netns::NetNs;
 use serde_json::json;
 
 use crate::program::{Output, Programs, Running};
 use crate::table::{Better, Table};
-
-#[path = "../bare-guest/src/frame.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "the guest's own file, of which it uses the rest"
-)]
-mod frame;
-#[path = "../bare-guest/src/pattern.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "the guest's own file, of which it uses the rest"
-)]
-mod pattern;
 
 const TAP: &str = "bench0";
 const BATCH: usize = 64;

@@ -4,24 +4,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use brume_tests::frame;
 use brume_tests::host::FrameSocket;
 use brume_tests::netns::NetNs;
 use brume_tests::vm::{Outcome, SOON, outcome, run_bare};
-
-#[path = "../bare-guest/src/frame.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "the guest's own file, of which it uses the rest"
-)]
-mod frame;
-#[path = "../bare-guest/src/pattern.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "the guest's own file, of which it uses the rest"
-)]
-mod pattern;
 
 const MAKE_TAP: &str = "ip tuntap add tap0 mode tap vnet_hdr; ip link set tap0 up";
 

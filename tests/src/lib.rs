@@ -12,8 +12,19 @@
 )]
 
 pub mod artefacts;
+// The bare guest's own files, so that both sides reckon alike.
+#[allow(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "lengths are the tests'"
+)]
+#[path = "../bare-guest/src/frame.rs"]
+pub mod frame;
 pub mod host;
 pub mod netns;
+#[allow(clippy::indexing_slicing, reason = "lengths are the tests'")]
+#[path = "../bare-guest/src/pattern.rs"]
+pub mod pattern;
 pub mod pty;
 pub mod vm;
 

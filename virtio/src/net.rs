@@ -16,7 +16,6 @@ mod bridge;
 mod counters;
 mod features;
 mod interface;
-mod mac;
 mod rx;
 mod tap;
 mod tx;
@@ -34,7 +33,6 @@ use crate::worker::{Backend, Worker};
 
 pub use bridge::{BridgeError, join_bridge};
 pub use counters::{NetCounters, NetCounts};
-pub use mac::{MacAddr, ParseMacError};
 pub use tap::{Tap, TapError};
 
 use rx::Rx;
@@ -61,7 +59,7 @@ pub struct NetConfig {
     /// A name for logs and threads.
     pub id: String,
     /// The guest's MAC address; without one the driver chooses at random.
-    pub mac: Option<MacAddr>,
+    pub mac: Option<[u8; 6]>,
     /// The MTU that the driver is to use, from 68 bytes; without one it takes its default.
     pub mtu: Option<u16>,
 }
@@ -124,7 +122,7 @@ impl Net {
         const LINK_UP: u16 = 1;
         const QUEUE_PAIRS: u16 = 1;
         let mut space = [0; 12];
-        let mac = self.config.mac.unwrap_or_default().octets();
+        let mac = self.config.mac.unwrap_or_default();
         let words = [LINK_UP, QUEUE_PAIRS, self.config.mtu.unwrap_or(0)];
         let bytes = mac
             .into_iter()

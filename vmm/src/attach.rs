@@ -167,10 +167,7 @@ pub(crate) fn open_interface(
     }
     let config = NetConfig {
         id: id(),
-        mac: interface
-            .guest_mac
-            .as_deref()
-            .and_then(|mac| mac.parse().ok()),
+        mac: interface.mac(),
         mtu: interface.mtu,
     };
     match Net::new(config, tap) {

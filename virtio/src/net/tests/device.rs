@@ -105,7 +105,7 @@ fn the_configuration_says_what_was_configured() {
     assert_eq!((net.device_type(), net.queue_sizes().len()), (1, 2));
 
     let (tap, _wire) = Tap::mock();
-    let mac = Some("06:00:ac:10:00:02".parse().unwrap());
+    let mac = Some([6, 0, 0xac, 0x10, 0, 2]);
     let net = Net::new(
         NetConfig {
             mac,
