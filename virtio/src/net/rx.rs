@@ -30,6 +30,13 @@ struct Waiting {
     room: u64,
 }
 
+impl Waiting {
+    /// Whether no frame can start here.
+    fn is_useless(&self) -> bool {
+        self.room < u64::from(HEADER_LEN)
+    }
+}
+
 pub(super) struct Rx {
     queue: Queue,
     memory: GuestMemory,
@@ -107,7 +114,7 @@ impl Rx {
             Some(frame) => frame,
             None => {
                 self.gather(self.expected as u64)?;
-                if self.waiting.is_empty() {
+                if self.waiting.front().is_none_or(Waiting::is_useless) {
                     return Ok(false);
                 }
                 let Some(frame) = self.read_frame(signals)? else {
@@ -131,7 +138,7 @@ impl Rx {
         // A driver could add useless chains as fast as they are taken; there is other work.
         for _ in 0..=self.queue.size() {
             match self.waiting.front() {
-                Some(front) if front.room < u64::from(HEADER_LEN) => {
+                Some(front) if front.is_useless() => {
                     self.counters.rx_bad_chains.add(1);
                     self.use_front(0)?;
                     continue;
