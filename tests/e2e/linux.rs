@@ -104,21 +104,22 @@ fn bzimage() {
     assert_ok(&run(command, 1), &["hello", "poweroff"]);
 }
 
+/// A guest with its root on the disk in `spec`, told `args`.
+fn run_from_disk(spec: &str, memory: &str, args: &str) -> Outcome {
+    let mut command = brume();
+    command.args(["run", "--memory", memory, "--disk", spec, "--kernel"]);
+    command.arg(artefacts::vmlinux());
+    let args = format!("{} quiet init=/sbin/init {args}", artefacts::linux_args());
+    command.arg("--cmdline").arg(args);
+    run(command, 1)
+}
+
 #[test]
 fn root_on_a_disk() {
     let (_folder, disk) = copy_of_rootfs();
-    let mut command = brume();
-    command
-        .args(["run", "--memory", "256M", "--kernel"])
-        .arg(artefacts::vmlinux());
-    command.arg("--cmdline").arg(format!(
-        "{} quiet init=/sbin/init brume.token=from-root brume.do=hello,disk,poweroff",
-        artefacts::linux_args()
-    ));
-    command
-        .arg("--disk")
-        .arg(format!("{},root,engine=async", disk.display()));
-    let outcome = run(command, 1);
+    let spec = format!("{},root,engine=async", disk.display());
+    let args = "brume.token=from-root brume.do=hello,disk,poweroff";
+    let outcome = run_from_disk(&spec, "256M", args);
     assert_ok(&outcome, &["hello", "disk", "poweroff"]);
     assert!(
         !outcome
@@ -160,10 +161,10 @@ fn a_read_only_disk_from_a_configuration_file() {
 fn four_gib_of_memory() {
     // The kernel sets up every page it manages, which takes minutes where it is emulated; so it is
     // given the first part, and the guest's program checks the rest as it lies in the machine.
-    let args = "mem=256M brume.do=hello,ram,poweroff";
-    let mut command = run_linux(&artefacts::vmlinux(), args);
-    command.args(["--memory", "4G"]);
-    let outcome = run(command, 1);
+    // An initrd lies at the end of low RAM, out of that part, so the root is on a disk.
+    let (_folder, disk) = copy_of_rootfs();
+    let spec = format!("{},root", disk.display());
+    let outcome = run_from_disk(&spec, "4G", "mem=256M brume.do=hello,ram,poweroff");
     assert_ok(&outcome, &["hello", "ram", "poweroff"]);
 }
 
