@@ -24,6 +24,7 @@ build: deps ## Build brume (target/release/brume)
 
 guest: deps ## Build the Linux guest (target/guest), or take it from the cache
 	@resources/guest/build.sh --out $(GUEST)
+	@install -m 644 resources/guest/cmdline.txt $(GUEST)
 
 bare: deps ## Build the bare guest of tests and benchmarks
 	@mkdir -p $(GUEST)

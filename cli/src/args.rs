@@ -46,12 +46,12 @@ Examples:
   brume run --kernel vmlinux --disk rootfs.ext4,root --net bridge=br0
   brume run --kernel bzImage --disk data.img,ro,engine=async --net tap=tap0,mtu=1400
 
+A kernel without ACPI finds its devices with --append acpi=off.
 On the console, Ctrl-A x ends the machine, Ctrl-A h lists the keys.";
 
 /// Arguments of `brume run`.
 #[derive(Args)]
-#[command(before_help = "Starts a microVM with this terminal as its serial console.",
-          after_help = format!("{RUN_EXAMPLES}\n\n{STATUS_HELP}"))]
+#[command(after_help = format!("{RUN_EXAMPLES}\n\n{STATUS_HELP}"))]
 pub(crate) struct RunArgs {
     /// Kernel to boot: an ELF vmlinux or a bzImage [default: the one that `make guest` built]
     #[arg(long, value_name = "FILE", env = "BRUME_KERNEL")]
