@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Builds the test guest: vmlinux, bzImage, initramfs.cpio and rootfs.ext4.
+# Builds the test guest: vmlinux, bzImage, initramfs.cpio, rootfs.ext4; and cmdline.txt beside them.
 #
 #   build.sh [--out DIR]        DIR is target/guest of the project if left out
 #
@@ -109,9 +109,9 @@ build() {
 
 # Each file appears at once and whole, and stays as it is if nothing changed in it.
 deliver() {
-	local file
-	for file in "$1"/*; do
-		local to=$out/${file##*/}
+	local file to
+	for file in "$@"; do
+		to=$out/${file##*/}
 		cmp -s "$file" "$to" && continue
 		cp --sparse=always "$file" "$to.new.$$"
 		mv "$to.new.$$" "$to"
@@ -134,6 +134,5 @@ userland=$(key "$(version musl-tools)" "$(version musl-dev)" "$(version gcc)" --
 	"$here/userland.sh" "$here"/init/*.[ch])
 build kernel "$kernel"
 build userland "$userland"
-deliver "$cache/kernel-$kernel"
-deliver "$cache/userland-$userland"
+deliver "$cache/kernel-$kernel"/* "$cache/userland-$userland"/* "$here/cmdline.txt"
 say "ready in $out"

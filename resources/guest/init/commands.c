@@ -175,11 +175,12 @@ static void print_uptime(char **words, int count)
 static void print_log(char **words, int count)
 {
 	static char log[128 * 1024];
-	int length = klogctl(3, log, sizeof(log)); // SYSLOG_ACTION_READ_ALL
+	int length = klogctl(3, log, sizeof(log) - 1); // SYSLOG_ACTION_READ_ALL
 
 	(void)words, (void)count;
-	if (length > 0)
-		fwrite(log, 1, length, stdout);
+	// Each line begins with its level, as in `<6>`.
+	for (char *rest = log, *line; length > 0 && (line = strsep(&rest, "\n"));)
+		printf("%s\n", *line == '<' ? line + 3 : line);
 }
 
 static void list_nics(char **words, int count)
