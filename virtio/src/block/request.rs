@@ -73,6 +73,19 @@ pub(super) enum Request {
     WriteZeroes { offset: u64, len: u64, unmap: bool },
 }
 
+impl Request {
+    /// How many bytes of the image it is about.
+    pub(super) fn len(&self) -> u64 {
+        match *self {
+            Self::Read { len, .. }
+            | Self::Write { len, .. }
+            | Self::Discard { len, .. }
+            | Self::WriteZeroes { len, .. } => len,
+            Self::Flush | Self::GetId => 0,
+        }
+    }
+}
+
 /// Why a request is refused.
 #[derive(Debug, Error)]
 pub(super) enum Refusal {

@@ -20,6 +20,9 @@ use crate::worker::Backend;
 
 /// The most requests that are taken before the worker looks at anything else.
 const MAX_ROUND: usize = 64;
+/// How many bytes of data are moved before the worker looks at anything else; a single request may
+/// have more.
+const MAX_ROUND_BYTES: u64 = 16 << 20;
 /// How many answers are collected before the driver sees them. Each time it is shown some, the
 /// cache line with the index travels; but what it is shown late, it also replaces late.
 const MAX_UNPUBLISHED: usize = 8;
@@ -54,6 +57,8 @@ pub(super) struct Server {
     chain: Chain,
     /// How many answers the driver has not been shown.
     unpublished: usize,
+    /// How many bytes of data were asked for in this round.
+    round_bytes: u64,
 }
 
 impl Server {
@@ -62,6 +67,7 @@ impl Server {
             parts,
             chain: Chain::new(),
             unpublished: 0,
+            round_bytes: 0,
         }
     }
 
@@ -108,6 +114,7 @@ impl Server {
             }
             Request::Flush | Request::Discard { .. } | Request::WriteZeroes { .. } => {}
         }
+        self.round_bytes = self.round_bytes.saturating_add(request.len());
         Ok(parts.engine.start(request, ticket))
     }
 
@@ -115,7 +122,8 @@ impl Server {
         let status = match &done.result {
             Ok(()) => S_OK,
             Err(error) => {
-                self.warn(error);
+                let Parts { name, signals, .. } = &self.parts;
+                signals.warn(format_args!("{name}: the host failed a request: {error}"));
                 S_IOERR
             }
         };
@@ -180,8 +188,12 @@ impl Backend for Server {
 
     fn process(&mut self) -> Result<bool, StartError> {
         let mut worked = self.collect()?;
+        self.round_bytes = 0;
         for _ in 0..MAX_ROUND {
-            if !self.parts.engine.has_room() || !self.parts.queue.pop(&mut self.chain)? {
+            if self.round_bytes >= MAX_ROUND_BYTES
+                || !self.parts.engine.has_room()
+                || !self.parts.queue.pop(&mut self.chain)?
+            {
                 break;
             }
             worked = true;
@@ -212,8 +224,9 @@ impl Backend for Server {
 
     fn finish(mut self) -> QueueState {
         if let Err(error) = self.drain() {
-            let name = &self.parts.name;
-            tracing::warn!("{name}: requests in flight could not be answered: {error}");
+            // What is not answered now never will be, so the driver must not wait for it.
+            self.warn(error.as_ref());
+            self.parts.signals.needs_reset();
         }
         self.parts.queue.state()
     }

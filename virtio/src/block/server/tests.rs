@@ -9,7 +9,7 @@ use vm_memory::GuestAddress;
 use super::*;
 use crate::device::StartContext;
 use crate::memory::IoBuffers;
-use crate::testing::{BUFFERS, Driver, memory, readable, writable};
+use crate::testing::{BUFFERS, Driver, MEMORY_END, memory, readable, writable};
 
 const HEADER: u64 = BUFFERS;
 const DATA: u64 = BUFFERS + 0x1000;
@@ -77,6 +77,10 @@ impl Engine for SlowEngine {
 }
 
 fn server() -> (Server, Driver, Arc<Mutex<Held>>) {
+    server_of(100)
+}
+
+fn server_of(sectors: u64) -> (Server, Driver, Arc<Mutex<Held>>) {
     let driver = Driver::new(memory(), SIZE);
     let held = Arc::<Mutex<Held>>::default();
     let interrupts = Arc::new(AtomicU32::new(0));
@@ -97,7 +101,7 @@ fn server() -> (Server, Driver, Arc<Mutex<Held>>) {
         memory,
         signals,
         limits: Limits {
-            sectors: 100,
+            sectors,
             features,
             read_only: false,
         },
@@ -197,9 +201,40 @@ fn a_stop_ends_although_the_host_does_not_answer() {
     offer(&mut driver, 0);
     server.process().unwrap();
     held.lock().unwrap().broken = true;
+    let signals = server.parts.signals.clone();
     let state = server.finish();
     assert_eq!((state.next_avail, state.next_used), (1, 0));
     assert!(heads(&mut driver).is_empty());
+    assert!(signals.is_reset_needed());
+}
+
+#[test]
+fn a_stop_that_cannot_answer_everything_asks_for_a_reset() {
+    let (mut server, mut driver, _held) = server();
+    offer(&mut driver, 0);
+    let data = writable(DATA, 512);
+    driver.add(&[readable(HEADER, 16), data, writable(MEMORY_END, 1)]);
+    server.process().unwrap();
+    let signals = server.parts.signals.clone();
+    assert!(!signals.is_reset_needed());
+    server.finish();
+    assert!(signals.is_reset_needed());
+}
+
+#[test]
+fn a_round_ends_when_enough_data_was_moved() {
+    let (mut server, mut driver, held) = server_of(1 << 20);
+    let half = u32::try_from(MAX_ROUND_BYTES / 2).unwrap();
+    for _ in 0..4 {
+        // In pieces, as the memory has not as much in one.
+        let pieces = [writable(DATA, half / 4); 4];
+        let last = writable(STATUS, 1);
+        driver.add(&[&[readable(HEADER, 16)], &pieces[..], &[last]].concat());
+    }
+    assert!(server.process().unwrap());
+    assert_eq!(held.lock().unwrap().submitted, 2);
+    assert!(server.process().unwrap());
+    assert_eq!(held.lock().unwrap().submitted, 4);
 }
 
 #[test]
