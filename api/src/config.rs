@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The configuration of one machine, and the file that holds it.
 
+mod apply;
 mod boot_source;
 mod drive;
 mod error;
@@ -19,7 +20,7 @@ pub use boot_source::BootSource;
 pub use drive::{CacheType, Drive, IoEngine};
 pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
-pub use machine::{HugePages, MAX_VCPUS, MachineConfig};
+pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
 pub use network::NetworkInterface;
 
 /// The largest configuration file that is read, in bytes.

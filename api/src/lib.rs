@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a machine is asked to be: the types of the control API, which are also those of the
-//! configuration file and of the command line.
+//! configuration file and of the command line; and the server that clients of the API talk to.
 //!
 //! Names, defaults and limits are Firecracker's, so that its files can be used as they are. What
 //! brume adds is optional and marked so. Each type checks itself once, in its `validate`, wherever
@@ -9,3 +9,11 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod fault;
+mod request;
+mod route;
+mod server;
+
+pub use fault::Fault;
+pub use request::{Answer, Controller, Request, Section};
+pub use server::{Server, ServerError};

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use brume_api::config::Level;
+use brume_vmm::FIRECRACKER_VERSION;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::exit::{BAD_ARGUMENTS, STATUS_HELP};
 use crate::size::MemorySize;
 use crate::spec::{DiskSpec, NetSpec};
+
+/// Where Firecracker has its socket if nobody says otherwise.
+const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
 
 /// What the program was asked to do.
 pub(crate) enum Invocation {
@@ -23,7 +27,7 @@ pub(crate) enum Invocation {
 /// Starts microVMs on Linux KVM.
 ///
 /// `brume run` starts one from the command line, with this terminal as its console. Without a
-/// command, brume takes Firecracker's flags and its configuration file.
+/// command, brume takes Firecracker's flags, its configuration file and the requests of its API.
 #[derive(Parser)]
 #[command(name = "brume", version, after_help = STATUS_HELP, args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -96,10 +100,16 @@ pub(crate) struct RunArgs {
 /// Firecracker's flags.
 #[derive(Args)]
 pub(crate) struct FirecrackerArgs {
-    /// Run without the API server, which this version does not have yet; needs --config-file
+    /// Unix socket of the control API, which must not exist yet
+    #[arg(long, value_name = "PATH", conflicts_with = "no_api")]
+    pub(crate) api_sock: Option<PathBuf>,
+    /// Run without the control API; needs --config-file
     #[arg(long, requires = "config_file")]
     pub(crate) no_api: bool,
-    /// Configuration of the machine, in Firecracker's JSON form
+    /// The largest body of a request to the API, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 51200)]
+    pub(crate) http_api_max_payload_size: usize,
+    /// Configuration of a machine to start at once, in Firecracker's JSON form
     #[arg(long, value_name = "FILE")]
     pub(crate) config_file: Option<PathBuf>,
     /// Name of the machine: letters, digits and `-`, up to 64
@@ -143,7 +153,14 @@ fn parse_level(name: &str) -> Result<Level, String> {
 
 /// Reads the command line; on the error side is the status to exit with, all being said.
 pub(crate) fn parse() -> Result<Invocation, ExitCode> {
-    let parsed = Cli::command()
+    let as_firecracker = is_called_firecracker();
+    let mut command = if as_firecracker {
+        Cli::command().name("Firecracker").bin_name("firecracker")
+    } else {
+        Cli::command()
+    };
+    command = command.version(version(as_firecracker));
+    let parsed = command
         .try_get_matches()
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = parsed.map_err(|error| {
@@ -156,8 +173,30 @@ pub(crate) fn parse() -> Result<Invocation, ExitCode> {
     })?;
     Ok(match cli.command {
         Some(Command::Run(args)) => Invocation::Run(Box::new(args)),
-        None => Invocation::Firecracker(Box::new(cli.firecracker)),
+        None => {
+            let mut args = cli.firecracker;
+            if as_firecracker && !args.no_api && args.api_sock.is_none() {
+                args.api_sock = Some(DEFAULT_SOCKET.into());
+            }
+            Invocation::Firecracker(Box::new(args))
+        }
     })
+}
+
+/// Whether the program goes by the name of the one whose interface it has.
+fn is_called_firecracker() -> bool {
+    let name = std::env::args_os().next().unwrap_or_default();
+    Path::new(&name).file_name() == Some("firecracker".as_ref())
+}
+
+/// What follows the name in the answer to --version: clients read the first line.
+fn version(as_firecracker: bool) -> String {
+    let own = env!("CARGO_PKG_VERSION");
+    if as_firecracker {
+        format!("v{FIRECRACKER_VERSION}\nbrume {own}")
+    } else {
+        format!("{own}\nFirecracker v{FIRECRACKER_VERSION}")
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
+use brume_api::ServerError;
 use brume_api::config::{ConfigError, ConfigFileError};
 use brume_vmm::{BuildError, Ending, KvmError, RunError, StopReason, VcpuFailure};
 use thiserror::Error;
@@ -13,8 +14,9 @@ use thiserror::Error;
 /// What is told about exit statuses in the help.
 pub(crate) const STATUS_HELP: &str = "\
 Exit status:
-    0  the guest powered off or restarted
-    1  the host failed: no memory, threads or file descriptors, or KVM refused a call
+    0  the guest powered off or restarted, or a client of the API ended it
+    1  the host failed: no memory, threads or file descriptors, KVM refused a call, or the
+       socket of the API cannot be made
     3  /dev/kvm is not there or cannot be used
     4  the guest shut down by a triple fault (0 with --no-api, as Firecracker has it)
     5  KVM failed inside, most often at an instruction it cannot emulate
@@ -56,6 +58,8 @@ pub(crate) enum Failure {
     #[error("the terminal and signals cannot be set up")]
     Host(#[source] std::io::Error),
     #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
     Run(#[from] RunError),
@@ -72,7 +76,7 @@ impl Failure {
             Self::Run(RunError::Vcpu(VcpuFailure::Internal { .. })) => KVM_INTERNAL,
             Self::Run(RunError::Vcpu(VcpuFailure::Entry { .. })) => FAILED_ENTRY,
             Self::Run(RunError::Vcpu(_)) => VCPU_FAILURE,
-            Self::Host(_) | Self::Run(_) => HOST_FAILURE,
+            Self::Host(_) | Self::Server(_) | Self::Run(_) => HOST_FAILURE,
         }
     }
 
@@ -107,7 +111,7 @@ fn chain(error: &dyn Error) -> String {
 /// The exit status for a machine that came to an orderly end.
 pub(crate) fn status_of(ending: Ending, triple_fault_is_orderly: bool) -> ExitCode {
     ExitCode::from(match ending {
-        Ending::PowerOff | Ending::Reset => 0,
+        Ending::PowerOff | Ending::Reset | Ending::Stopped(StopReason::Api) => 0,
         Ending::Shutdown if triple_fault_is_orderly => 0,
         Ending::Shutdown => TRIPLE_FAULT,
         Ending::Stopped(StopReason::Console | StopReason::Signal(libc::SIGINT)) => INTERRUPTED,
@@ -123,6 +127,7 @@ pub(crate) fn describe(ending: Ending) -> String {
         Ending::Reset => "the guest restarted".into(),
         Ending::Shutdown => "the guest shut down by a triple fault".into(),
         Ending::Stopped(StopReason::Console) => "ended from the keyboard".into(),
+        Ending::Stopped(StopReason::Api) => "ended by the API".into(),
         Ending::Stopped(StopReason::Signal(number)) => format!("ended by signal {number}"),
     }
 }

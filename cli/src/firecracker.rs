@@ -1,48 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Firecracker's way to start: its flags and its configuration file.
+//! Firecracker's way to start: its flags, its configuration file and its API.
 
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use brume_api::Server;
 use brume_api::config::{Level, Logger, VmConfig};
+use brume_vmm::Description;
 
 use crate::args::FirecrackerArgs;
 use crate::clock;
 use crate::exit::Failure;
-use crate::launch::Launch;
-use crate::log::{Log, Style};
+use crate::launch::{Clock, Launch, Remote};
+use crate::log::{Log, RunningLog, Style};
 
 const MAX_ID: usize = 64;
 
-/// Runs the machine of the configuration file.
+/// Runs the machine of the configuration file, or serves the API for one to come.
 ///
 /// # Errors
 ///
 /// There is no such machine, or it came to a bad end.
-pub(crate) fn run(args: &FirecrackerArgs, started: Instant) -> Result<ExitCode, Failure> {
-    let Some(path) = args.config_file.as_ref().filter(|_| args.no_api) else {
-        let text = "nothing to do: use `brume run`, or --no-api with --config-file FILE \
-                    (this version has no API server yet); --help says more";
+pub(crate) fn run(args: FirecrackerArgs, started: Instant) -> Result<ExitCode, Failure> {
+    if !args.no_api && args.api_sock.is_none() {
+        let text = "nothing to do: use `brume run`, --api-sock PATH, or --no-api with \
+                    --config-file FILE; --help says more";
         return Err(Failure::Arguments(text.into()));
-    };
+    }
     check_id(&args.id)?;
-    let config = VmConfig::from_file(path)?;
-    start_log(args, config.logger.clone().unwrap_or_default())?;
-    for key in &config.unknown_keys {
+    let config = args.config_file.as_deref().map(VmConfig::from_file);
+    let config = config.transpose()?;
+    let logger = config.as_ref().and_then(|config| config.logger.clone());
+    let log = start_log(&args, logger.unwrap_or_default())?;
+    let unknown = config.iter().flat_map(|config| &config.unknown_keys);
+    for key in unknown {
         tracing::warn!("`{key}` in the configuration file means nothing and is ignored");
     }
     tracing::info!("Running brume v{}", env!("CARGO_PKG_VERSION"));
-    let clock = args.boot_timer.then(|| start_clock(args, started));
+    // Whoever reads the log need not see stderr.
+    launch(args, config, log, started).inspect_err(|failure| tracing::error!("{}", failure.text()))
+}
+
+fn launch(
+    args: FirecrackerArgs,
+    config: Option<VmConfig>,
+    log: RunningLog,
+    started: Instant,
+) -> Result<ExitCode, Failure> {
+    let (socket, limit) = (args.api_sock.clone(), args.http_api_max_payload_size);
+    let id = args.id.clone();
     let launch = Launch {
         started,
         progress: None,
-        clock,
+        clock: Rc::new(move || args.boot_timer.then(|| start_clock(&args, started))),
         as_firecracker: true,
     };
-    // Whoever reads the log need not see stderr.
-    launch
-        .run(&config)
-        .inspect_err(|failure| tracing::error!("{}", failure.text()))
+    let complete = config.is_some();
+    let config = config.unwrap_or_default();
+    match socket {
+        None => launch.run(&config),
+        Some(path) => launch.serve(Remote {
+            description: Description { id, config },
+            complete,
+            server: Server::bind(&path, limit)?,
+            log,
+        }),
+    }
 }
 
 fn check_id(id: &str) -> Result<(), Failure> {
@@ -55,7 +79,7 @@ fn check_id(id: &str) -> Result<(), Failure> {
 }
 
 /// Flags go before what the configuration file says.
-fn start_log(args: &FirecrackerArgs, file: Logger) -> Result<(), Failure> {
+fn start_log(args: &FirecrackerArgs, file: Logger) -> Result<RunningLog, Failure> {
     let log = Log {
         style: Style::Firecracker {
             id: args.id.clone(),
@@ -65,16 +89,8 @@ fn start_log(args: &FirecrackerArgs, file: Logger) -> Result<(), Failure> {
         level: args.level.or(file.level).unwrap_or(Level::Info),
         module: args.module.clone().or(file.module),
     };
-    match args.log_path.as_ref().or(file.log_path.as_ref()) {
-        Some(path) => log.start_on_file(path),
-        None => {
-            log.start_on_stdout();
-            Ok(())
-        }
-    }
+    log.start(args.log_path.as_deref().or(file.log_path.as_deref()))
 }
-
-type Clock = Box<dyn Fn() -> (Duration, Duration) + Send>;
 
 /// Time since `started`, and CPU time of this process.
 pub(crate) fn process_clock(started: Instant) -> Clock {

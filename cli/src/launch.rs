@@ -3,17 +3,32 @@
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
+use std::rc::Rc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use brume_api::config::VmConfig;
-use brume_vmm::{BuildOptions, Machine};
+use brume_api::config::{Logger, VmConfig};
+use brume_api::{Fault, Server};
+use brume_vmm::{
+    BuildOptions, Description, Ending, Instance, Machine, MakeOptions, Outcome, StopReason,
+};
 use event_manager::MutEventSubscriber;
 
 use crate::console::ConsoleInput;
 use crate::exit::{Failure, describe, status_of};
+use crate::log::RunningLog;
 use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::terminal::RawMode;
+
+/// How long the last answer may take to get out.
+const LAST_ANSWER: Duration = Duration::from_millis(20);
+
+/// Tells the time since the start and the CPU time of this process.
+pub(crate) type Clock = Box<dyn Fn() -> (Duration, Duration) + Send>;
+
+/// Makes a clock for the boot timer, if there is to be one.
+pub(crate) type MakeClock = Rc<dyn Fn() -> Option<Clock>>;
 
 /// How a machine is run, beside what it is.
 pub(crate) struct Launch {
@@ -22,11 +37,21 @@ pub(crate) struct Launch {
     /// What to show on a terminal while the guest has not said anything; how it ended is said
     /// there too then.
     pub(crate) progress: Option<String>,
-    /// Tells the time since the start for the boot timer, if there is to be one.
-    pub(crate) clock: Option<Box<dyn Fn() -> (Duration, Duration) + Send>>,
+    /// The boot timer's.
+    pub(crate) clock: MakeClock,
     /// Whether it is for a client of Firecracker: a triple fault is a way to end a guest then, and
     /// devices are always named on the kernel's command line.
     pub(crate) as_firecracker: bool,
+}
+
+/// A machine that others may describe and start, by the control API.
+pub(crate) struct Remote {
+    /// Its name, and what it is made from so far.
+    pub(crate) description: Description,
+    /// Whether that is all, and it is to be started at once.
+    pub(crate) complete: bool,
+    pub(crate) server: Server,
+    pub(crate) log: RunningLog,
 }
 
 impl Launch {
@@ -38,32 +63,87 @@ impl Launch {
     pub(crate) fn run(self, config: &VmConfig) -> Result<ExitCode, Failure> {
         // Before the first thread, so that all inherit it.
         let signals = Signals::block().map_err(Failure::Host)?;
-        let announces = self.progress.is_some() && io::stderr().is_terminal();
-        let progress = Progress::show(self.progress, self.started);
-        let options = BuildOptions {
-            console: progress.output().map_err(Failure::Host)?,
-            clock: self.clock,
-            always_name_devices: self.as_firecracker,
-        };
+        let progress = Progress::show(self.progress.clone(), self.started);
+        let options = self.make_options(progress.clone())().map_err(Failure::Host)?;
         let machine = Machine::build(config, options)?;
+        let signals = signals.serve(machine.handle());
+        self.run_machine(machine, vec![signals], &progress)
+    }
+
+    /// Serves the API, builds the machine when it is told to, and runs it to its end.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Launch::run`], or there is no server.
+    pub(crate) fn serve(self, remote: Remote) -> Result<ExitCode, Failure> {
+        let signals = Signals::block().map_err(Failure::Host)?;
+        let progress = Progress::show(None, self.started);
+        let log = remote.log;
+        let set_logger = move |logger: &Logger| {
+            let result = log.set(logger);
+            result.map_err(|failure| Fault::new(failure.text()))
+        };
+        let options = self.make_options(progress.clone());
+        let instance = Instance::new(remote.description, options, Box::new(set_logger))
+            .map_err(Failure::Host)?;
+        remote.server.spawn(Box::new(instance.controller()))?;
+        let mut subscribers = vec![signals.serve(instance.handle())];
+        let machine = if remote.complete {
+            instance.build()?
+        } else {
+            let (outcome, back) = instance.wait_for_start(subscribers)?;
+            subscribers = back;
+            match outcome {
+                Outcome::Machine(machine) => *machine,
+                Outcome::Stopped(reason) => return Ok(end(Ending::Stopped(reason), true)),
+            }
+        };
+        self.run_machine(machine, subscribers, &progress)
+    }
+
+    fn make_options(&self, progress: Progress) -> MakeOptions {
+        let (clock, always_name_devices) = (self.clock.clone(), self.as_firecracker);
+        Box::new(move || {
+            Ok(BuildOptions {
+                console: progress.output()?,
+                clock: clock(),
+                always_name_devices,
+            })
+        })
+    }
+
+    fn run_machine(
+        &self,
+        machine: Machine,
+        mut subscribers: Vec<Box<dyn MutEventSubscriber>>,
+        progress: &Progress,
+    ) -> Result<ExitCode, Failure> {
+        let announces = self.progress.is_some() && io::stderr().is_terminal();
         let raw = RawMode::enter().map_err(Failure::Host)?;
         let input = ConsoleInput::new(machine.console(), machine.handle(), raw.is_some());
-        let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = vec![
-            signals.serve(machine.handle()),
-            Box::new(input.map_err(Failure::Host)?),
-        ];
+        subscribers.push(Box::new(input.map_err(Failure::Host)?));
         subscribers.extend(progress.ticker().map_err(Failure::Host)?);
 
-        let end = machine.run(subscribers);
+        let ending = machine.run(subscribers);
         progress.end();
         drop(raw);
-        let ending = end?;
-        tracing::info!("{}", describe(ending));
+        let ending = ending?;
+        let status = end(ending, self.as_firecracker);
         if announces {
             announce(&describe(ending));
         }
-        Ok(status_of(ending, self.as_firecracker))
+        Ok(status)
     }
+}
+
+/// Tells the log of an orderly end, and the process how to exit.
+fn end(ending: Ending, as_firecracker: bool) -> ExitCode {
+    tracing::info!("{}", describe(ending));
+    if ending == Ending::Stopped(StopReason::Api) {
+        // The server's thread may still be on its way to say so to the client who asked for it.
+        thread::sleep(LAST_ANSWER);
+    }
+    status_of(ending, as_firecracker)
 }
 
 #[expect(

@@ -6,15 +6,15 @@
 //! ```
 
 use std::fmt::{self, Write as _};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use brume_api::config::Level;
+use brume_api::config::{Level, Logger};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
@@ -47,69 +47,136 @@ pub(crate) struct Log {
     pub(crate) module: Option<String>,
 }
 
+/// A log that is being written, and may be told to go on elsewhere or otherwise.
+#[derive(Clone)]
+pub(crate) struct RunningLog(Arc<RwLock<Settings>>);
+
+struct Settings {
+    log: Log,
+    sink: Sink,
+}
+
+enum Sink {
+    Stdout,
+    Stderr,
+    File(File),
+}
+
 impl Log {
     /// Starts to log to stderr.
     pub(crate) fn start_on_stderr(self) {
-        self.start(io::stderr);
+        let level = self.level;
+        RunningLog::new(self, Sink::Stderr).start(level);
     }
 
-    /// Starts to log to stdout.
-    pub(crate) fn start_on_stdout(self) {
-        self.start(io::stdout);
-    }
-
-    /// Starts to log to the file or named pipe at `path`, which a reader need not have opened yet.
+    /// Starts to log to stdout, or to the file or named pipe at `path`.
     ///
     /// # Errors
     ///
     /// It cannot be opened.
-    pub(crate) fn start_on_file(self, path: &Path) -> Result<(), Failure> {
-        // Opening a pipe for reading too does not wait for a reader; and a reader that is slow
-        // must not stop the machine.
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|source| Failure::Log {
-                path: path.display().to_string(),
-                source,
-            })?;
-        self.start(Mutex::new(file));
-        Ok(())
+    pub(crate) fn start(self, path: Option<&Path>) -> Result<RunningLog, Failure> {
+        let sink = path.map_or(Ok(Sink::Stdout), open)?;
+        let running = RunningLog::new(self, sink);
+        // It may be told to log more later on.
+        running.start(Level::Trace);
+        Ok(running)
+    }
+}
+
+/// Opens a file or named pipe, which a reader need not have opened yet.
+fn open(path: &Path) -> Result<Sink, Failure> {
+    // Opening a pipe for reading too does not wait for a reader; and a reader that is slow must
+    // not stop the machine.
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map(Sink::File)
+        .map_err(|source| Failure::Log {
+            path: path.display().to_string(),
+            source,
+        })
+}
+
+impl RunningLog {
+    fn new(log: Log, sink: Sink) -> Self {
+        Self(Arc::new(RwLock::new(Settings { log, sink })))
     }
 
-    fn start<W>(self, writer: W)
-    where
-        W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
-    {
-        let filter = match self.level {
-            Level::Off => LevelFilter::OFF,
-            Level::Error => LevelFilter::ERROR,
-            Level::Warning => LevelFilter::WARN,
-            Level::Info => LevelFilter::INFO,
-            Level::Debug => LevelFilter::DEBUG,
-            Level::Trace => LevelFilter::TRACE,
-        };
-        let format = Format {
-            style: self.style,
-            module: self.module,
-        };
+    fn start(&self, most: Level) {
         let subscriber = tracing_subscriber::fmt()
-            .with_max_level(filter)
-            .with_writer(writer)
-            .event_format(format)
+            .with_max_level(filter(most))
+            .with_writer(self.clone())
+            .event_format(Format(self.clone()))
             .finish();
         // It fails only if there is one already, and this is called once.
         let _ = tracing::subscriber::set_global_default(subscriber);
     }
+
+    /// Logs as `logger` says from now on; what it leaves out stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// Its file cannot be opened; nothing is changed then.
+    pub(crate) fn set(&self, logger: &Logger) -> Result<(), Failure> {
+        let sink = logger.log_path.as_deref().map(open).transpose()?;
+        let mut settings = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sink) = sink {
+            settings.sink = sink;
+        }
+        let log = &mut settings.log;
+        log.level = logger.level.unwrap_or(log.level);
+        if logger.module.is_some() {
+            log.module.clone_from(&logger.module);
+        }
+        if let Style::Firecracker { level, origin, .. } = &mut log.style {
+            *level = logger.show_level.unwrap_or(*level);
+            *origin = logger.show_log_origin.unwrap_or(*origin);
+        }
+        Ok(())
+    }
+
+    fn settings(&self) -> RwLockReadGuard<'_, Settings> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-struct Format {
-    style: Style,
-    module: Option<String>,
+impl MakeWriter<'_> for RunningLog {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
 }
+
+impl io::Write for RunningLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.settings().sink {
+            Sink::Stdout => io::Write::write(&mut io::stdout(), bytes),
+            Sink::Stderr => io::Write::write(&mut io::stderr(), bytes),
+            Sink::File(file) => io::Write::write(&mut &*file, bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn filter(level: Level) -> LevelFilter {
+    match level {
+        Level::Off => LevelFilter::OFF,
+        Level::Error => LevelFilter::ERROR,
+        Level::Warning => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    }
+}
+
+struct Format(RunningLog);
 
 impl<S, N> FormatEvent<S, N> for Format
 where
@@ -123,12 +190,12 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        if let Some(module) = &self.module
-            && !metadata.target().starts_with(module.as_str())
-        {
+        let Settings { log, .. } = &*self.0.settings();
+        let of_module = |module: &String| metadata.target().starts_with(module.as_str());
+        if filter(log.level) < *metadata.level() || !log.module.as_ref().is_none_or(of_module) {
             return Ok(());
         }
-        match &self.style {
+        match &log.style {
             Style::Plain => {
                 write!(
                     writer,

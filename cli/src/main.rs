@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let result = match args::parse() {
         Ok(Invocation::Run(args)) => run::run(*args, started),
-        Ok(Invocation::Firecracker(args)) => firecracker::run(&args, started),
+        Ok(Invocation::Firecracker(args)) => firecracker::run(*args, started),
         Err(code) => return code,
     };
     result.unwrap_or_else(|failure| failure.report())

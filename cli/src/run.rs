@@ -5,6 +5,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::Instant;
 
 use brume_api::config::{BootSource, MachineConfig, VmConfig};
@@ -31,7 +32,7 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
         module: None,
     }
     .start_on_stderr();
-    let clock = args.boot_timer.then(|| process_clock(started));
+    let boot_timer = args.boot_timer;
     let config = config_of(args)?;
     let MachineConfig {
         vcpu_count,
@@ -44,7 +45,7 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
     let launch = Launch {
         started,
         progress: Some(text),
-        clock,
+        clock: Rc::new(move || boot_timer.then(|| process_clock(started))),
         as_firecracker: false,
     };
     launch.run(&config)

@@ -19,9 +19,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::attach::{self, AttachError, VirtioSlots};
 use crate::chipset::{Buses, StartClock};
 use crate::cpu::{CpuPlan, VcpuBuses, VcpuHandle, set_up};
-use crate::event::event_queue;
+use crate::event::{EventSender, event_queue};
+use crate::instance::Description;
 use crate::kvm::{KvmError, Vm};
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineParts};
 
 /// A machine that cannot be built.
 #[derive(Debug, Error)]
@@ -104,6 +105,19 @@ impl Machine {
     ///
     /// Whatever keeps it from being built; all that was made for it is gone again then.
     pub fn build(config: &VmConfig, options: BuildOptions) -> Result<Self, BuildError> {
+        let (sender, queue) = event_queue()?;
+        let parts = MachineParts::build(config, options, &sender)?;
+        Ok(Self::new(parts, (sender, queue), Description::default()))
+    }
+}
+
+impl MachineParts {
+    /// Builds the machine that `config` describes, with parts that report to `sender`.
+    pub(crate) fn build(
+        config: &VmConfig,
+        options: BuildOptions,
+        sender: &EventSender,
+    ) -> Result<Self, BuildError> {
         config.validate()?;
         let kernel = open_kernel(&config.boot_source)?;
         let initrd = open_initrd(&config.boot_source)?;
@@ -111,13 +125,12 @@ impl Machine {
         let devices = open_devices(config)?;
 
         let vm = Vm::new(&memory, config.machine_config.track_dirty_pages)?;
-        let (sender, queue) = event_queue()?;
         let mut buses = Buses::default();
         let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         vm.wire_interrupt(&irq, layout::COM1_GSI)?;
         let console = buses.add_serial(options.console, irq, room)?;
-        buses.add_power(&sender)?;
+        buses.add_power(sender)?;
         if let Some(clock) = options.clock {
             buses.add_boot_timer(clock)?;
         }
@@ -168,7 +181,12 @@ impl Machine {
                 sender.clone(),
             )?);
         }
-        Ok(Self::new(vm, vcpus, transports, console, sender, queue))
+        Ok(Self {
+            vcpus,
+            transports,
+            console,
+            vm,
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::cpu::VcpuEnd;
+use crate::instance::ApiCall;
 use crate::lifecycle::{IllegalTransition, VmState};
 
 /// Why a machine was told to stop.
@@ -20,6 +21,8 @@ pub enum StopReason {
     Console,
     /// A signal of that number.
     Signal(i32),
+    /// A client of the control API asked for it.
+    Api,
 }
 
 /// What reaches the owner.
@@ -38,6 +41,7 @@ pub(crate) enum Request {
     Resume(Sender<Result<(), IllegalTransition>>),
     State(Sender<VmState>),
     Stop(StopReason),
+    Api(ApiCall),
 }
 
 /// A request that got no answer.

@@ -4,13 +4,15 @@
 //! [`Machine::build`] makes a machine from a configuration, [`Machine::run`] runs it to its end.
 //! The thread that calls `run` owns the machine; everything that happens to it, be it a guest that
 //! powers off, a vCPU that fails or a request from outside through a [`MachineHandle`], reaches
-//! that thread through one queue.
+//! that thread through one queue. [`Instance`] is the machine before that, while clients of the
+//! control API still describe it.
 
 mod attach;
 mod build;
 mod chipset;
 mod cpu;
 mod event;
+mod instance;
 mod kvm;
 mod lifecycle;
 mod machine;
@@ -19,6 +21,9 @@ pub use attach::AttachError;
 pub use build::{BuildError, BuildOptions};
 pub use cpu::{FailureReport, VcpuFailure};
 pub use event::{Console, MachineHandle, RequestError, StopReason};
+pub use instance::{
+    ApiController, Description, FIRECRACKER_VERSION, Instance, MakeOptions, Outcome, SetLogger,
+};
 pub use kvm::KvmError;
 pub use lifecycle::{IllegalTransition, VmEvent, VmState};
 pub use machine::{Ending, Machine, RunError};

@@ -8,6 +8,7 @@
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 
+use brume_api::{Answer, Fault, Request as ApiRequest};
 use brume_devices::GuestEvent;
 use brume_virtio::transport::{RunningQueues, TransportCore};
 use event_manager::{Error, EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
@@ -18,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::attach::SharedTransport;
 use crate::cpu::{VcpuEnd, VcpuFailure, VcpuHandle, VcpuOutcome};
 use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Request, StopReason};
+use crate::instance::{Description, too_late};
 use crate::kvm::Vm;
 use crate::lifecycle::{IllegalTransition, VmEvent, VmState};
 
@@ -45,6 +47,15 @@ pub enum RunError {
     EventLoop(#[source] Error),
 }
 
+/// What a machine is built of.
+pub(crate) struct MachineParts {
+    // In the order in which they have to go: vCPUs before what they use.
+    pub(crate) vcpus: Vec<VcpuHandle>,
+    pub(crate) transports: Vec<SharedTransport>,
+    pub(crate) console: Console,
+    pub(crate) vm: Vm,
+}
+
 /// A machine: vCPUs, memory and devices.
 pub struct Machine {
     // In the order in which they have to go: vCPUs before what they use.
@@ -53,6 +64,7 @@ pub struct Machine {
     /// The queues of paused devices, in the order of `transports`.
     paused: Vec<RunningQueues>,
     state: VmState,
+    description: Description,
     console: Console,
     sender: EventSender,
     queue: EventQueue,
@@ -61,24 +73,23 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// A machine of `parts`, which report to the queue.
     pub(crate) fn new(
-        vm: Vm,
-        vcpus: Vec<VcpuHandle>,
-        transports: Vec<SharedTransport>,
-        console: Console,
-        sender: EventSender,
-        queue: EventQueue,
+        parts: MachineParts,
+        (sender, queue): (EventSender, EventQueue),
+        description: Description,
     ) -> Self {
         Self {
-            vcpus,
-            transports,
+            vcpus: parts.vcpus,
+            transports: parts.transports,
             paused: Vec::new(),
             state: VmState::NotStarted,
-            console,
+            description,
+            console: parts.console,
             sender,
             queue,
             end: None,
-            _vm: vm,
+            _vm: parts.vm,
         }
     }
 
@@ -205,12 +216,38 @@ impl Machine {
             Request::Resume(reply) => drop(reply.send(self.resume())),
             Request::State(reply) => drop(reply.send(self.state)),
             Request::Stop(reason) => self.stop(Ok(Ending::Stopped(reason))),
+            Request::Api(call) => call.answer(|request| self.call(&request)),
+        }
+    }
+
+    /// Carries out a client's request.
+    fn call(&mut self, request: &ApiRequest) -> Result<Answer, Fault> {
+        if let Some(answer) = self.description.answer(request, self.state) {
+            return answer;
+        }
+        let done = match request {
+            // What is so already is as good as done, as it is for Firecracker.
+            ApiRequest::Pause if self.state == VmState::Paused => Ok(()),
+            ApiRequest::Resume if self.state == VmState::Running => Ok(()),
+            ApiRequest::Pause => self.pause(),
+            ApiRequest::Resume => self.resume(),
+            ApiRequest::Stop => {
+                // The answer has to be out before the process is gone.
+                self.sender
+                    .send(Event::Request(Request::Stop(StopReason::Api)));
+                Ok(())
+            }
+            _ => return Err(too_late()),
+        };
+        match done {
+            Ok(()) => Ok(Answer::done()),
+            Err(error) => Err(Fault::from_error(&error)),
         }
     }
 }
 
 /// Gets the event loop out of its wait when something was queued.
-struct WakeUp(Arc<EventFd>);
+pub(crate) struct WakeUp(pub(crate) Arc<EventFd>);
 
 impl MutEventSubscriber for WakeUp {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {

@@ -47,6 +47,43 @@ pub struct MachineConfig {
     pub huge_pages: HugePages,
 }
 
+/// A change of [`MachineConfig`]: what is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfigPatch {
+    /// See [`MachineConfig::vcpu_count`].
+    pub vcpu_count: Option<u8>,
+    /// See [`MachineConfig::mem_size_mib`].
+    pub mem_size_mib: Option<u64>,
+    /// See [`MachineConfig::smt`].
+    pub smt: Option<bool>,
+    /// See [`MachineConfig::cpu_template`].
+    pub cpu_template: Option<Value>,
+    /// See [`MachineConfig::track_dirty_pages`].
+    pub track_dirty_pages: Option<bool>,
+    /// See [`MachineConfig::huge_pages`].
+    pub huge_pages: Option<HugePages>,
+}
+
+impl MachineConfigPatch {
+    /// Makes the change.
+    pub(super) fn apply(self, config: &mut MachineConfig) {
+        fn set<T>(to: &mut T, from: Option<T>) {
+            if let Some(value) = from {
+                *to = value;
+            }
+        }
+        set(&mut config.vcpu_count, self.vcpu_count);
+        set(&mut config.mem_size_mib, self.mem_size_mib);
+        set(&mut config.smt, self.smt);
+        set(&mut config.track_dirty_pages, self.track_dirty_pages);
+        set(&mut config.huge_pages, self.huge_pages);
+        if self.cpu_template.is_some() {
+            config.cpu_template = self.cpu_template;
+        }
+    }
+}
+
 impl Default for MachineConfig {
     fn default() -> Self {
         Self {

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a client is told when its request fails.
+
+use std::error::Error;
+
+use serde::Serialize;
+use thiserror::Error;
+
+/// A request that failed: a status and a text for the client.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{message}")]
+pub struct Fault {
+    /// The HTTP status.
+    pub status: u16,
+    /// What is wrong, in one line.
+    pub message: String,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    fault_message: &'a str,
+}
+
+impl Fault {
+    /// The request is bad, or comes at the wrong time (status 400).
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            status: 400,
+            message: message.into(),
+        }
+    }
+
+    /// The body is larger than it may be (status 413).
+    pub fn too_large(limit: usize) -> Self {
+        Self {
+            status: 413,
+            message: format!("The request's body has more than {limit} bytes."),
+        }
+    }
+
+    /// `error` with all its causes; what a cause repeats of its effect is left out.
+    pub fn from_error(error: &(dyn Error + 'static)) -> Self {
+        let mut text = error.to_string();
+        let mut next = error.source();
+        while let Some(source) = next {
+            let cause = source.to_string();
+            if !text.contains(&cause) {
+                text.push_str(": ");
+                text.push_str(&cause);
+            }
+            next = source.source();
+        }
+        Self::new(text)
+    }
+
+    /// The body that carries it.
+    pub(crate) fn body(&self) -> String {
+        let fault_message = &self.message;
+        // A string always has a JSON form.
+        serde_json::to_string(&Body { fault_message }).unwrap_or_default()
+    }
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From method, path and body to a [`Request`]. The texts of refusals are part of the interface:
+//! clients of Firecracker look for them.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::config::MachineConfigPatch;
+use crate::fault::Fault;
+use crate::request::{Request, Section};
+
+/// Paths that Firecracker has and that stand for something which is not there yet.
+const UNSUPPORTED: [&str; 10] = [
+    "balloon",
+    "cpu-config",
+    "entropy",
+    "hotplug",
+    "metrics",
+    "mmds",
+    "pmem",
+    "serial",
+    "snapshot",
+    "vsock",
+];
+
+/// A request, and whether it uses what is deprecated.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Parsed {
+    pub(crate) request: Request,
+    pub(crate) deprecated: bool,
+}
+
+impl From<Request> for Parsed {
+    fn from(request: Request) -> Self {
+        Self {
+            request,
+            deprecated: false,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Action {
+    action_type: ActionType,
+}
+
+#[derive(Deserialize)]
+enum ActionType {
+    FlushMetrics,
+    InstanceStart,
+    SendCtrlAltDel,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmPatch {
+    state: VmPatchState,
+}
+
+#[derive(Deserialize)]
+enum VmPatchState {
+    Paused,
+    Resumed,
+    Stopped,
+}
+
+/// Understands a request.
+pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fault> {
+    let mut tokens = path.trim_start_matches('/').split_terminator('/');
+    let first = tokens.next().unwrap_or_default();
+    let second = tokens.next();
+    let unknown = || {
+        let text = format!("Invalid request method and/or path: {method} {first}.");
+        Err(Fault::new(text))
+    };
+    match method {
+        "GET" if !body.is_empty() => return Err(Fault::new("GET request cannot have a body.")),
+        "GET" => {}
+        "PUT" if body.is_empty() => return Err(Fault::new("Empty PUT request.")),
+        "PATCH" if body.is_empty() => return Err(Fault::new("Empty PATCH request.")),
+        "PUT" | "PATCH" | "DELETE" => {}
+        _ => return unknown(),
+    }
+    match (method, first) {
+        ("GET", "") => Ok(Request::GetInstance.into()),
+        ("GET", "version") => Ok(Request::GetVersion.into()),
+        ("GET", "machine-config") => Ok(Request::GetMachineConfig.into()),
+        ("GET", "vm") if second == Some("config") => Ok(Request::GetConfig.into()),
+        ("PUT", "actions") => parse_action(body),
+        ("PUT", "boot-source") => Ok(configure(Section::BootSource(json(body)?))),
+        ("PUT", "drives") => parse_drive(second, body),
+        ("PUT", "logger") => Ok(configure(Section::Logger(json(body)?))),
+        ("PUT", "machine-config") => parse_machine_config(body),
+        ("PUT", "network-interfaces") => parse_network_interface(second, body),
+        ("PATCH", "machine-config") => parse_machine_config_patch(body),
+        ("PATCH", "vm") => parse_vm_patch(body),
+        ("PATCH" | "DELETE", "drives" | "network-interfaces") => Err(unsupported(method, first)),
+        (_, first) if UNSUPPORTED.contains(&first) => Err(unsupported(method, first)),
+        _ => unknown(),
+    }
+}
+
+fn unsupported(method: &str, path: &str) -> Fault {
+    Fault::new(format!(
+        "{method} /{path} is not supported by this version of brume."
+    ))
+}
+
+fn configure(section: Section) -> Parsed {
+    Request::Configure(Box::new(section)).into()
+}
+
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    serde_json::from_slice(body).map_err(|error| {
+        Fault::new(format!(
+            "An error occurred when deserializing the json body of a request: {error}."
+        ))
+    })
+}
+
+fn parse_action(body: &[u8]) -> Result<Parsed, Fault> {
+    let Action { action_type } = json(body)?;
+    match action_type {
+        ActionType::InstanceStart => Ok(Request::Start.into()),
+        ActionType::FlushMetrics => Err(Fault::new(
+            "The action FlushMetrics is not supported by this version of brume.",
+        )),
+        ActionType::SendCtrlAltDel => Err(Fault::new(
+            "The action SendCtrlAltDel is not supported by this version of brume.",
+        )),
+    }
+}
+
+fn parse_vm_patch(body: &[u8]) -> Result<Parsed, Fault> {
+    let VmPatch { state } = json(body)?;
+    let request = match state {
+        VmPatchState::Paused => Request::Pause,
+        VmPatchState::Resumed => Request::Resume,
+        VmPatchState::Stopped => Request::Stop,
+    };
+    Ok(request.into())
+}
+
+fn parse_machine_config(body: &[u8]) -> Result<Parsed, Fault> {
+    let config: crate::config::MachineConfig = json(body)?;
+    Ok(Parsed {
+        deprecated: config.cpu_template.is_some(),
+        ..configure(Section::MachineConfig(config))
+    })
+}
+
+fn parse_machine_config_patch(body: &[u8]) -> Result<Parsed, Fault> {
+    let patch: MachineConfigPatch = json(body)?;
+    if patch == MachineConfigPatch::default() {
+        return Err(Fault::new("Empty PATCH request."));
+    }
+    Ok(Parsed {
+        deprecated: patch.cpu_template.is_some(),
+        ..configure(Section::MachineConfigPatch(patch))
+    })
+}
+
+fn parse_drive(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
+    let id = checked_id(id)?;
+    let drive: crate::config::Drive = json(body)?;
+    same_id(id, &drive.drive_id)?;
+    Ok(configure(Section::Drive(drive)))
+}
+
+fn parse_network_interface(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
+    let id = checked_id(id)?;
+    let interface: crate::config::NetworkInterface = json(body)?;
+    same_id(id, &interface.iface_id)?;
+    Ok(configure(Section::NetworkInterface(interface)))
+}
+
+fn checked_id(id: Option<&str>) -> Result<&str, Fault> {
+    let Some(id) = id.filter(|id| !id.is_empty()) else {
+        return Err(Fault::new("The ID cannot be empty."));
+    };
+    if !id.chars().all(|c| c == '_' || c.is_ascii_alphanumeric()) {
+        let text = "API Resource IDs can only contain alphanumeric characters and underscores.";
+        return Err(Fault::new(text));
+    }
+    Ok(id)
+}
+
+fn same_id(path: &str, body: &str) -> Result<(), Fault> {
+    if path == body {
+        return Ok(());
+    }
+    Err(Fault::new(
+        "The id from the path does not match the id from the body!",
+    ))
+}
+
+#[cfg(test)]
+mod tests;

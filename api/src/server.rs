@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The HTTP server on a unix socket.
+//!
+//! It has one thread, `fc_api`, which owns the socket, its connections and the [`Controller`], and
+//! ends with the process. Requests are carried out one at a time, in the order in which they
+//! arrive; what a client sends or leaves out costs no more than its connection.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::thread;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::ext::ReasonPhrase;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::task::LocalSet;
+
+use crate::fault::Fault;
+use crate::request::{Answer, Controller};
+use crate::route::{Parsed, parse};
+
+/// The most connections at a time.
+const MAX_CONNECTIONS: usize = 10;
+const SERVER_NAME: HeaderValue = HeaderValue::from_static("Firecracker API");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const KEEP_ALIVE: HeaderValue = HeaderValue::from_static("keep-alive");
+
+/// Why there is no server.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// The path is taken, by a socket in use or one that was left behind.
+    #[error("the API socket {} exists already: remove it if no machine uses it", .0.display())]
+    Exists(PathBuf),
+    /// The socket cannot be made.
+    #[error("the API socket {} cannot be made", path.display())]
+    Bind {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No thread or no event loop.
+    #[error("the API server cannot be started")]
+    Start(#[source] io::Error),
+}
+
+/// A socket that clients can connect to already.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    /// The largest body of a request, in bytes.
+    body_limit: usize,
+}
+
+impl Server {
+    /// Makes the socket at `path`; requests may have bodies of up to `body_limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Something is there already, or no socket can be made there.
+    pub fn bind(path: &Path, body_limit: usize) -> Result<Self, ServerError> {
+        let bind = || {
+            let listener = UnixListener::bind(path)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listener = bind().map_err(|source: io::Error| {
+            if source.kind() == io::ErrorKind::AddrInUse {
+                return ServerError::Exists(path.into());
+            }
+            let path = path.into();
+            ServerError::Bind { path, source }
+        })?;
+        Ok(Self {
+            listener,
+            body_limit,
+        })
+    }
+
+    /// Starts the thread that serves the socket for as long as the process lives.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no thread or event loop.
+    pub fn spawn(self, controller: Box<dyn Controller>) -> Result<(), ServerError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(ServerError::Start)?;
+        let serve = move || LocalSet::new().block_on(&runtime, self.serve(controller));
+        thread::Builder::new()
+            .name("fc_api".into())
+            .spawn(serve)
+            .map_err(ServerError::Start)?;
+        Ok(())
+    }
+
+    async fn serve(self, controller: Box<dyn Controller>) {
+        let listener = match tokio::net::UnixListener::from_std(self.listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!("the API socket cannot be served: {error}");
+                return;
+            }
+        };
+        let controller: Rc<dyn Controller> = controller.into();
+        let connections = Rc::new(Cell::new(0));
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!("a connection to the API cannot be taken: {error}");
+                    // Most often file descriptors are short; others have to end first.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            };
+            if connections.get() >= MAX_CONNECTIONS {
+                // It is small enough for an empty socket, which is always writable: nobody is
+                // waited for.
+                if stream.writable().await.is_ok() {
+                    let _ = stream.try_write(too_many_connections().as_bytes());
+                }
+                continue;
+            }
+            let slot = Slot::take(&connections);
+            let connection = connection(stream, controller.clone(), self.body_limit);
+            tokio::task::spawn_local(async move {
+                connection.await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+/// One of the connections that there may be.
+struct Slot(Rc<Cell<usize>>);
+
+impl Slot {
+    fn take(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+fn too_many_connections() -> String {
+    let body = Fault::new(format!(
+        "Too many open connections: at most {MAX_CONNECTIONS} are served at a time."
+    ))
+    .body();
+    format!(
+        "HTTP/1.1 503 \r\nServer: Firecracker API\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+async fn connection(stream: UnixStream, controller: Rc<dyn Controller>, limit: usize) {
+    let service = service_fn(|request| {
+        let controller = controller.clone();
+        async move { Ok::<_, Infallible>(respond(request, controller.as_ref(), limit).await) }
+    });
+    let served = http1::Builder::new()
+        .title_case_headers(true)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!("a connection to the API ended: {error}");
+    }
+}
+
+type HttpResponse = hyper::Response<Full<Bytes>>;
+
+async fn respond(
+    request: hyper::Request<Incoming>,
+    controller: &dyn Controller,
+    limit: usize,
+) -> HttpResponse {
+    let (head, body) = request.into_parts();
+    let (method, path) = (head.method.as_str(), head.uri.path());
+    let result = match read_body(body, limit).await {
+        Ok(body) => parse(method, path, &body),
+        Err(fault) => Err(fault),
+    };
+    let deprecated = result.as_ref().is_ok_and(|parsed| parsed.deprecated);
+    let result = result.and_then(|Parsed { request, .. }| controller.call(request));
+    match &result {
+        Ok(_) => tracing::info!("API: {method} {path}"),
+        Err(fault) => tracing::error!("API: {method} {path}: {fault}"),
+    }
+    response(result, deprecated)
+}
+
+async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Fault> {
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Fault::too_large(limit)),
+        Err(error) => Err(Fault::new(format!(
+            "The request's body cannot be read: {error}."
+        ))),
+    }
+}
+
+fn response(result: Result<Answer, Fault>, deprecated: bool) -> HttpResponse {
+    let (status, body) = match result {
+        Ok(Answer(None)) => (204, None),
+        Ok(Answer(Some(json))) => (200, Some(json)),
+        Err(fault) => (fault.status, Some(fault.body())),
+    };
+    let mut response = hyper::Response::new(Full::default());
+    // What is not a status would be a mistake of ours.
+    *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
+    // Clients of Firecracker get an empty phrase.
+    response
+        .extensions_mut()
+        .insert(ReasonPhrase::from_static(b""));
+    let headers = response.headers_mut();
+    headers.insert(SERVER, SERVER_NAME);
+    headers.insert(CONNECTION, KEEP_ALIVE);
+    if deprecated {
+        headers.insert("deprecation", HeaderValue::from_static("true"));
+    }
+    if let Some(body) = body {
+        headers.insert(CONTENT_TYPE, JSON);
+        *response.body_mut() = Full::from(body);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests;

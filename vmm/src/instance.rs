@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A machine that is described by requests before it is started, and what the control API sees of
+//! it then.
+//!
+//! ```text
+//!   fc_api thread: ApiController --- Request::Api + way back ---> one queue --> owner's thread
+//!                                                                   before the start: Instance
+//!                                                                   after it: Machine
+//! ```
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::mpsc::Sender;
+
+use brume_api::config::VmConfig;
+use brume_api::{Answer, Controller, Fault, Request as ApiRequest, Section};
+use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
+use serde_json::json;
+
+use crate::build::{BuildError, BuildOptions};
+use crate::event::{
+    Event, EventQueue, EventSender, MachineHandle, Request, StopReason, event_queue,
+};
+use crate::lifecycle::VmState;
+use crate::machine::{Machine, MachineParts, RunError, WakeUp};
+
+/// The version of Firecracker whose interface this is.
+pub const FIRECRACKER_VERSION: &str = "1.16.1";
+
+const TOO_LATE: &str = "The requested operation is not supported after starting the microVM.";
+const TOO_EARLY: &str = "The requested operation is not supported before starting the microVM.";
+
+/// A request of a client, and the way to answer it.
+pub(crate) struct ApiCall {
+    request: ApiRequest,
+    reply: Sender<Result<Answer, Fault>>,
+}
+
+impl ApiCall {
+    /// Answers with what `handle` makes of the request.
+    pub(crate) fn answer(self, handle: impl FnOnce(ApiRequest) -> Result<Answer, Fault>) {
+        // Whoever asked may have stopped waiting.
+        let _ = self.reply.send(handle(self.request));
+    }
+}
+
+/// Passes a client's requests on to the owner of the machine, and waits for the answers.
+pub struct ApiController(EventSender);
+
+impl Controller for ApiController {
+    fn call(&self, request: ApiRequest) -> Result<Answer, Fault> {
+        let (reply, answer) = std::sync::mpsc::channel();
+        let call = Event::Request(Request::Api(ApiCall { request, reply }));
+        let gone = || Fault::new("The machine has ended.");
+        if !self.0.send(call) {
+            return Err(gone());
+        }
+        answer.recv().unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// What a machine is called and made from.
+#[derive(Clone, Debug, Default)]
+pub struct Description {
+    /// Its name; without one it is nobody's but its owner's.
+    pub id: String,
+    /// What it is made from.
+    pub config: VmConfig,
+}
+
+impl Description {
+    /// Answers what can be answered at any time; `None` for the rest.
+    pub(crate) fn answer(
+        &self,
+        request: &ApiRequest,
+        state: VmState,
+    ) -> Option<Result<Answer, Fault>> {
+        let answer = match request {
+            ApiRequest::GetInstance => Answer::json(&json!({
+                "app_name": "Firecracker",
+                "id": self.id,
+                "state": match state {
+                    VmState::NotStarted => "Not started",
+                    VmState::Running => "Running",
+                    VmState::Paused => "Paused",
+                    VmState::Stopped => "Stopped",
+                },
+                "vmm_version": FIRECRACKER_VERSION,
+            })),
+            ApiRequest::GetVersion => {
+                Answer::json(&json!({ "firecracker_version": FIRECRACKER_VERSION }))
+            }
+            ApiRequest::GetMachineConfig => Answer::json(&self.config.machine_config),
+            ApiRequest::GetConfig => match self.config.to_full_json() {
+                Ok(value) => Answer::json(&value),
+                Err(error) => Err(Fault::from_error(&error)),
+            },
+            _ => return None,
+        };
+        Some(answer)
+    }
+}
+
+/// The fault of a request that comes after the start.
+pub(crate) fn too_late() -> Fault {
+    Fault::new(TOO_LATE)
+}
+
+/// How the time before the start came to its end.
+pub enum Outcome {
+    /// There is a machine, which is to be run.
+    Machine(Box<Machine>),
+    /// It was asked to stop.
+    Stopped(StopReason),
+}
+
+/// Makes what a machine needs besides its configuration, for each try to start one.
+pub type MakeOptions = Box<dyn FnMut() -> std::io::Result<BuildOptions>>;
+
+/// What is called on each new configuration of the log.
+pub type SetLogger = Box<dyn FnMut(&brume_api::config::Logger) -> Result<(), Fault>>;
+
+/// A machine that is not built yet.
+pub struct Instance {
+    description: Description,
+    sender: EventSender,
+    queue: EventQueue,
+    options: MakeOptions,
+    set_logger: SetLogger,
+}
+
+impl Instance {
+    /// An instance that is described as `description` so far.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no file descriptor.
+    pub fn new(
+        description: Description,
+        options: MakeOptions,
+        set_logger: SetLogger,
+    ) -> std::io::Result<Self> {
+        let (sender, queue) = event_queue()?;
+        Ok(Self {
+            description,
+            sender,
+            queue,
+            options,
+            set_logger,
+        })
+    }
+
+    /// A way to ask for something from other threads; good for the machine too.
+    pub fn handle(&self) -> MachineHandle {
+        MachineHandle::new(self.sender.clone())
+    }
+
+    /// What an API server takes its answers from; good for the machine too.
+    pub fn controller(&self) -> ApiController {
+        ApiController(self.sender.clone())
+    }
+
+    /// Builds the machine at once.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be built as it is described.
+    pub fn build(mut self) -> Result<Machine, BuildError> {
+        let options = (self.options)()?;
+        let parts = MachineParts::build(&self.description.config, options, &self.sender)?;
+        let queue = (self.sender, self.queue);
+        Ok(Machine::new(parts, queue, self.description))
+    }
+
+    /// Takes requests on the calling thread until there is a machine or the wish for an end, and
+    /// serves `subscribers` meanwhile, which are given back.
+    ///
+    /// # Errors
+    ///
+    /// The event loop does not work.
+    pub fn wait_for_start(
+        mut self,
+        subscribers: Vec<Box<dyn MutEventSubscriber>>,
+    ) -> Result<(Outcome, Vec<Box<dyn MutEventSubscriber>>), RunError> {
+        let mut manager = EventManager::new().map_err(RunError::EventLoop)?;
+        let ids: Vec<SubscriberId> = subscribers
+            .into_iter()
+            .map(|subscriber| manager.add_subscriber(subscriber))
+            .collect();
+        manager.add_subscriber(Box::new(WakeUp(self.queue.wake())));
+        let mut built = None;
+        let stopped = loop {
+            match manager.run() {
+                Err(Error::Epoll(errno)) if errno.errno() == libc::EINTR => {}
+                result => drop(result.map_err(RunError::EventLoop)?),
+            }
+            let mut end = None;
+            while end.is_none()
+                && let Some(event) = self.queue.next()
+            {
+                end = self.take(event, &mut built);
+            }
+            if let Some(end) = end {
+                break end;
+            }
+        };
+        let subscribers = ids
+            .into_iter()
+            .filter_map(|id| manager.remove_subscriber(id).ok())
+            .collect();
+        let outcome = match (built, stopped) {
+            (Some(parts), None) => {
+                let queue = (self.sender, self.queue);
+                Outcome::Machine(Box::new(Machine::new(parts, queue, self.description)))
+            }
+            (_, reason) => Outcome::Stopped(reason.unwrap_or(StopReason::Api)),
+        };
+        Ok((outcome, subscribers))
+    }
+
+    /// Takes one thing from the queue; `Some` ends the wait, with the reason if it is for a stop.
+    fn take(
+        &mut self,
+        event: Event,
+        built: &mut Option<MachineParts>,
+    ) -> Option<Option<StopReason>> {
+        let Event::Request(request) = event else {
+            return None;
+        };
+        match request {
+            Request::Stop(reason) => return Some(Some(reason)),
+            Request::State(reply) => drop(reply.send(VmState::NotStarted)),
+            Request::Pause(reply) | Request::Resume(reply) => drop(reply),
+            Request::Api(call) if call.request == ApiRequest::Stop => {
+                call.answer(|_| Ok(Answer::done()));
+                return Some(Some(StopReason::Api));
+            }
+            Request::Api(call) => {
+                call.answer(|request| self.call(request, built));
+                if built.is_some() {
+                    return Some(None);
+                }
+            }
+        }
+        None
+    }
+
+    fn call(
+        &mut self,
+        request: ApiRequest,
+        built: &mut Option<MachineParts>,
+    ) -> Result<Answer, Fault> {
+        if let Some(answer) = self.description.answer(&request, VmState::NotStarted) {
+            return answer;
+        }
+        match request {
+            ApiRequest::Configure(section) => self.configure(*section),
+            ApiRequest::Start => {
+                *built = Some(self.start()?);
+                Ok(Answer::done())
+            }
+            _ => Err(Fault::new(TOO_EARLY)),
+        }
+    }
+
+    fn configure(&mut self, section: Section) -> Result<Answer, Fault> {
+        check_files(&section)?;
+        let logger = match &section {
+            Section::Logger(logger) => Some(logger.clone()),
+            _ => None,
+        };
+        self.description
+            .config
+            .apply(section)
+            .map_err(|error| Fault::from_error(&error))?;
+        if let Some(logger) = logger {
+            (self.set_logger)(&logger)?;
+        }
+        Ok(Answer::done())
+    }
+
+    fn start(&mut self) -> Result<MachineParts, Fault> {
+        let config = &self.description.config;
+        if config.boot_source.kernel_image_path.as_os_str().is_empty() {
+            let text = "Cannot start microvm without kernel configuration.";
+            return Err(Fault::new(text));
+        }
+        let options = (self.options)().map_err(|error| Fault::from_error(&error))?;
+        MachineParts::build(config, options, &self.sender)
+            .map_err(|error| Fault::from_error(&error))
+    }
+}
+
+/// Opens what a part names, so that a client hears at once of a path that is wrong.
+fn check_files(section: &Section) -> Result<(), Fault> {
+    let check = |what: &str, path: &Path, named: bool| match File::open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if named => Err(Fault::new(format!("{what}: {error} {}", path.display()))),
+        Err(error) => Err(Fault::new(format!("{what}: {error}"))),
+    };
+    match section {
+        Section::BootSource(boot) => {
+            check(
+                "The kernel file cannot be opened",
+                &boot.kernel_image_path,
+                false,
+            )?;
+            match &boot.initrd_path {
+                Some(path) => check("The initrd file cannot be opened", path, false),
+                None => Ok(()),
+            }
+        }
+        Section::Drive(drive) => match &drive.path_on_host {
+            Some(path) => check(
+                "Unable to create the virtio block device: Error manipulating the backing file",
+                path,
+                true,
+            ),
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
