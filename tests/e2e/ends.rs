@@ -120,6 +120,21 @@ fn a_tap_that_was_made_goes_with_the_machine_and_one_that_was_there_stays() {
 }
 
 #[test]
+fn a_tap_that_was_made_has_the_mtu_that_the_guest_is_told() {
+    let network = NetNs::new();
+    network.sh("ip link add br0 type bridge; ip link set br0 up");
+    let mut command = run_bare("bare.do=hello bare.end=spin");
+    command.args(["--net", "bridge=br0,mtu=1400"]);
+    let vm = Vm::spawn(network.wrap(&command));
+    vm.wait_for("bare: hello", SOON);
+    let links = network.links();
+    let tap = links.lines().find(|line| line.contains("brume0")).unwrap();
+    assert!(tap.contains("mtu 1400"), "{tap}");
+    vm.signal(libc::SIGTERM);
+    vm.wait(SOON);
+}
+
+#[test]
 fn the_lock_on_a_disk_goes_with_the_machine() {
     let (_folder, path) = disk();
     let with_disk = |args: &str| {

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A hostile driver: after whatever it does, a reset makes the device work again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use brume_tests::host::FrameSocket;
 use brume_tests::netns::NetNs;
 use brume_tests::vm::{Outcome, SOON, outcome, run_bare};
 
@@ -24,7 +29,29 @@ fn a_network_interface_survives_a_hostile_driver() {
     network.sh("ip tuntap add tap0 mode tap vnet_hdr; ip link set tap0 up");
     let mut command = run_bare("bare.do=hostile-net");
     command.args(["--net", "tap=tap0"]);
-    check(&outcome(network.wrap(&command), SOON), "hostile-net");
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Bad receive buffers do nothing to a device that receives nothing.
+        let sender = scope.spawn(|| send_until(&network, &done));
+        let outcome = outcome(network.wrap(&command), SOON);
+        done.store(true, Ordering::Relaxed);
+        assert!(sender.join().unwrap() > 1000, "too few frames were sent");
+        check(&outcome, "hostile-net");
+    });
+}
+
+/// Sends frames of several lengths to the guest, about two every millisecond; how many.
+fn send_until(network: &NetNs, done: &AtomicBool) -> usize {
+    network.enter();
+    let socket = FrameSocket::open("tap0").unwrap();
+    let mut frame = vec![0xff; 1514];
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    let mut sent = 0;
+    while !done.load(Ordering::Relaxed) {
+        sent += usize::from(socket.send(&frame)) + usize::from(socket.send(&frame[..60]));
+        thread::sleep(Duration::from_millis(1));
+    }
+    sent
 }
 
 fn check(outcome: &Outcome, step: &str) {

@@ -159,7 +159,7 @@ pub(crate) fn open_interface(
     let id = || interface.iface_id.clone();
     let opened = match &interface.host_dev_name {
         Some(name) => Tap::open(name),
-        None => Tap::create(TAP_PATTERN),
+        None => create_tap(interface.mtu),
     };
     let tap = opened.map_err(|source| AttachError::Tap { id: id(), source })?;
     if let Some(bridge) = &interface.bridge {
@@ -174,4 +174,13 @@ pub(crate) fn open_interface(
         Ok(net) => Ok(Box::new(net)),
         Err(source) => Err(AttachError::Net { id: id(), source }),
     }
+}
+
+/// Makes a TAP, with the MTU that the guest will be told.
+fn create_tap(mtu: Option<u16>) -> Result<Tap, TapError> {
+    let tap = Tap::create(TAP_PATTERN)?;
+    if let Some(mtu) = mtu {
+        tap.set_mtu(mtu)?;
+    }
+    Ok(tap)
 }
