@@ -7,7 +7,10 @@ mod drive;
 mod error;
 mod logger;
 mod machine;
+mod metrics;
 mod network;
+mod patch;
+mod rate_limiter;
 
 use std::fs::File;
 use std::io::Read;
@@ -21,7 +24,10 @@ pub use drive::{CacheType, Drive, IoEngine};
 pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
 pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
+pub use metrics::MetricsConfig;
 pub use network::NetworkInterface;
+pub use patch::{DrivePatch, NetworkInterfacePatch};
+pub use rate_limiter::{RateLimiter, TokenBucket};
 
 /// The largest configuration file that is read, in bytes.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -43,27 +49,30 @@ pub struct VmConfig {
     /// Where the log goes.
     #[serde(default)]
     pub logger: Option<Logger>,
+    /// Where metrics go.
+    #[serde(default)]
+    pub metrics: Option<MetricsConfig>,
     /// Keys at the top of the file that mean nothing; Firecracker ignores them too.
     #[serde(skip)]
     pub unknown_keys: Vec<String>,
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 5] = [
+const KNOWN: [&str; 6] = [
     "boot-source",
     "drives",
     "logger",
     "machine-config",
+    "metrics",
     "network-interfaces",
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 9] = [
+const UNSUPPORTED: [&str; 8] = [
     "balloon",
     "cpu-config",
     "entropy",
     "memory-hotplug",
-    "metrics",
     "mmds-config",
     "pmem",
     "serial",

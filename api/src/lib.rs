@@ -8,12 +8,18 @@
 
 #![forbid(unsafe_code)]
 
+mod client;
 pub mod config;
+mod events;
 mod fault;
+mod metrics;
 mod request;
 mod route;
 mod server;
 
+pub use client::{Client, ClientError, Reply};
+pub use events::{EventHub, MachineEvent};
 pub use fault::Fault;
+pub use metrics::{ApiCounts, ApiMetrics, LATENCY_BOUNDS_US, RequestCount};
 pub use request::{Answer, Controller, Request, Section};
 pub use server::{Server, ServerError};

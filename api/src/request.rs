@@ -4,7 +4,8 @@
 use serde::Serialize;
 
 use crate::config::{
-    BootSource, Drive, Logger, MachineConfig, MachineConfigPatch, NetworkInterface,
+    BootSource, Drive, DrivePatch, Logger, MachineConfig, MachineConfigPatch, MetricsConfig,
+    NetworkInterface, NetworkInterfacePatch,
 };
 use crate::fault::Fault;
 
@@ -19,8 +20,20 @@ pub enum Request {
     GetConfig,
     /// GET /machine-config
     GetMachineConfig,
+    /// GET /metrics
+    GetMetrics,
+    /// GET /openapi.json
+    GetOpenApi,
     /// A change of the configuration, before the start.
     Configure(Box<Section>),
+    /// PATCH /drives/{id}
+    PatchDrive(DrivePatch),
+    /// PATCH /network-interfaces/{id}
+    PatchNetworkInterface(NetworkInterfacePatch),
+    /// PUT /actions with `FlushMetrics`.
+    FlushMetrics,
+    /// PUT /actions with `SendCtrlAltDel`.
+    SendCtrlAltDel,
     /// PUT /actions with `InstanceStart`.
     Start,
     /// PATCH /vm with `Paused`.
@@ -46,16 +59,25 @@ pub enum Section {
     NetworkInterface(NetworkInterface),
     /// PUT /logger
     Logger(Logger),
+    /// PUT /metrics
+    Metrics(MetricsConfig),
 }
 
-/// What a request that succeeds is answered with: JSON, or nothing.
+/// What a request that succeeds is answered with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer(pub(crate) Option<String>);
+pub enum Answer {
+    /// Nothing (status 204).
+    Nothing,
+    /// A JSON text (status 200).
+    Json(String),
+    /// Metrics in the text form of Prometheus (status 200).
+    Metrics(String),
+}
 
 impl Answer {
     /// Done, and nothing to say (status 204).
     pub const fn done() -> Self {
-        Self(None)
+        Self::Nothing
     }
 
     /// `value` as JSON (status 200).
@@ -65,7 +87,7 @@ impl Answer {
     /// The value has no JSON form.
     pub fn json(value: &impl Serialize) -> Result<Self, Fault> {
         let text = serde_json::to_string(value).map_err(|error| Fault::from_error(&error))?;
-        Ok(Self(Some(text)))
+        Ok(Self::Json(text))
     }
 }
 

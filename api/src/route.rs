@@ -5,17 +5,16 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::MachineConfigPatch;
+use crate::config::{DrivePatch, MachineConfigPatch, NetworkInterfacePatch};
 use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 10] = [
+const UNSUPPORTED: [&str; 9] = [
     "balloon",
     "cpu-config",
     "entropy",
     "hotplug",
-    "metrics",
     "mmds",
     "pmem",
     "serial",
@@ -65,6 +64,40 @@ enum VmPatchState {
     Stopped,
 }
 
+/// What a request with this path is counted as; one that is not ours counts as `other`.
+pub(crate) fn resource_of(path: &str) -> &'static str {
+    const RESOURCES: [&str; 21] = [
+        "actions",
+        "balloon",
+        "boot-source",
+        "cpu-config",
+        "drives",
+        "entropy",
+        "hotplug",
+        "logger",
+        "machine-config",
+        "metrics",
+        "mmds",
+        "network-interfaces",
+        "openapi.json",
+        "pmem",
+        "serial",
+        "snapshot",
+        "version",
+        "vm",
+        "vsock",
+        "mmds/config",
+        "vm/config",
+    ];
+    let path = path.trim_matches('/');
+    let first = path.split('/').next().unwrap_or_default();
+    let known = |name: &str| RESOURCES.into_iter().find(|&known| known == name);
+    match path {
+        "" => "instance",
+        _ => known(path).or_else(|| known(first)).unwrap_or("other"),
+    }
+}
+
 /// Understands a request.
 pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fault> {
     let mut tokens = path.trim_start_matches('/').split_terminator('/');
@@ -87,15 +120,20 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("GET", "version") => Ok(Request::GetVersion.into()),
         ("GET", "machine-config") => Ok(Request::GetMachineConfig.into()),
         ("GET", "vm") if second == Some("config") => Ok(Request::GetConfig.into()),
+        ("GET", "metrics") => Ok(Request::GetMetrics.into()),
+        ("GET", "openapi.json") => Ok(Request::GetOpenApi.into()),
         ("PUT", "actions") => parse_action(body),
         ("PUT", "boot-source") => Ok(configure(Section::BootSource(json(body)?))),
         ("PUT", "drives") => parse_drive(second, body),
         ("PUT", "logger") => Ok(configure(Section::Logger(json(body)?))),
         ("PUT", "machine-config") => parse_machine_config(body),
+        ("PUT", "metrics") => Ok(configure(Section::Metrics(json(body)?))),
         ("PUT", "network-interfaces") => parse_network_interface(second, body),
         ("PATCH", "machine-config") => parse_machine_config_patch(body),
         ("PATCH", "vm") => parse_vm_patch(body),
-        ("PATCH" | "DELETE", "drives" | "network-interfaces") => Err(unsupported(method, first)),
+        ("PATCH", "drives") => parse_drive_patch(second, body),
+        ("PATCH", "network-interfaces") => parse_network_interface_patch(second, body),
+        ("DELETE", "drives" | "network-interfaces") => Err(unsupported(method, first)),
         (_, first) if UNSUPPORTED.contains(&first) => Err(unsupported(method, first)),
         _ => unknown(),
     }
@@ -123,12 +161,8 @@ fn parse_action(body: &[u8]) -> Result<Parsed, Fault> {
     let Action { action_type } = json(body)?;
     match action_type {
         ActionType::InstanceStart => Ok(Request::Start.into()),
-        ActionType::FlushMetrics => Err(Fault::new(
-            "The action FlushMetrics is not supported by this version of brume.",
-        )),
-        ActionType::SendCtrlAltDel => Err(Fault::new(
-            "The action SendCtrlAltDel is not supported by this version of brume.",
-        )),
+        ActionType::FlushMetrics => Ok(Request::FlushMetrics.into()),
+        ActionType::SendCtrlAltDel => Ok(Request::SendCtrlAltDel.into()),
     }
 }
 
@@ -173,6 +207,20 @@ fn parse_network_interface(id: Option<&str>, body: &[u8]) -> Result<Parsed, Faul
     let interface: crate::config::NetworkInterface = json(body)?;
     same_id(id, &interface.iface_id)?;
     Ok(configure(Section::NetworkInterface(interface)))
+}
+
+fn parse_drive_patch(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
+    let id = checked_id(id)?;
+    let patch: DrivePatch = json(body)?;
+    same_id(id, &patch.drive_id)?;
+    Ok(Request::PatchDrive(patch).into())
+}
+
+fn parse_network_interface_patch(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
+    let id = checked_id(id)?;
+    let patch: NetworkInterfacePatch = json(body)?;
+    same_id(id, &patch.iface_id)?;
+    Ok(Request::PatchNetworkInterface(patch).into())
 }
 
 fn checked_id(id: Option<&str>) -> Result<&str, Fault> {

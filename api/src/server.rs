@@ -11,12 +11,14 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::ext::ReasonPhrase;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -24,14 +26,17 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::task::LocalSet;
 
+use crate::events::{EventBody, EventHub};
 use crate::fault::Fault;
+use crate::metrics::{ApiMetrics, Finished};
 use crate::request::{Answer, Controller};
-use crate::route::{Parsed, parse};
+use crate::route::{Parsed, parse, resource_of};
 
 /// The most connections at a time.
 const MAX_CONNECTIONS: usize = 10;
 const SERVER_NAME: HeaderValue = HeaderValue::from_static("Firecracker API");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
 const KEEP_ALIVE: HeaderValue = HeaderValue::from_static("keep-alive");
 
 /// Why there is no server.
@@ -86,17 +91,29 @@ impl Server {
         })
     }
 
-    /// Starts the thread that serves the socket for as long as the process lives.
+    /// Starts the thread that serves the socket for as long as the process lives, tells
+    /// `events` to clients that watch, and counts the requests in `metrics`.
     ///
     /// # Errors
     ///
     /// The host gives no thread or event loop.
-    pub fn spawn(self, controller: Box<dyn Controller>) -> Result<(), ServerError> {
+    pub fn spawn(
+        self,
+        controller: Box<dyn Controller>,
+        events: EventHub,
+        metrics: Arc<ApiMetrics>,
+    ) -> Result<(), ServerError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
             .map_err(ServerError::Start)?;
-        let serve = move || LocalSet::new().block_on(&runtime, self.serve(controller));
+        let shared = Shared {
+            controller,
+            events,
+            metrics,
+            body_limit: self.body_limit,
+        };
+        let serve = move || LocalSet::new().block_on(&runtime, self.serve(shared));
         thread::Builder::new()
             .name("fc_api".into())
             .spawn(serve)
@@ -104,7 +121,7 @@ impl Server {
         Ok(())
     }
 
-    async fn serve(self, controller: Box<dyn Controller>) {
+    async fn serve(self, shared: Shared) {
         let listener = match tokio::net::UnixListener::from_std(self.listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -112,7 +129,7 @@ impl Server {
                 return;
             }
         };
-        let controller: Rc<dyn Controller> = controller.into();
+        let shared = Rc::new(shared);
         let connections = Rc::new(Cell::new(0));
         loop {
             let stream = match listener.accept().await {
@@ -133,13 +150,21 @@ impl Server {
                 continue;
             }
             let slot = Slot::take(&connections);
-            let connection = connection(stream, controller.clone(), self.body_limit);
+            let connection = connection(stream, shared.clone());
             tokio::task::spawn_local(async move {
                 connection.await;
                 drop(slot);
             });
         }
     }
+}
+
+/// What all connections use.
+struct Shared {
+    controller: Box<dyn Controller>,
+    events: EventHub,
+    metrics: Arc<ApiMetrics>,
+    body_limit: usize,
 }
 
 /// One of the connections that there may be.
@@ -170,10 +195,10 @@ fn too_many_connections() -> String {
     )
 }
 
-async fn connection(stream: UnixStream, controller: Rc<dyn Controller>, limit: usize) {
+async fn connection(stream: UnixStream, shared: Rc<Shared>) {
     let service = service_fn(|request| {
-        let controller = controller.clone();
-        async move { Ok::<_, Infallible>(respond(request, controller.as_ref(), limit).await) }
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(respond(request, &shared).await) }
     });
     let served = http1::Builder::new()
         .title_case_headers(true)
@@ -185,25 +210,32 @@ async fn connection(stream: UnixStream, controller: Rc<dyn Controller>, limit: u
     }
 }
 
-type HttpResponse = hyper::Response<Full<Bytes>>;
+type HttpBody = Either<Full<Bytes>, EventBody>;
+type HttpResponse = hyper::Response<HttpBody>;
 
-async fn respond(
-    request: hyper::Request<Incoming>,
-    controller: &dyn Controller,
-    limit: usize,
-) -> HttpResponse {
+async fn respond(request: hyper::Request<Incoming>, shared: &Shared) -> HttpResponse {
     let (head, body) = request.into_parts();
     let (method, path) = (head.method.as_str(), head.uri.path());
-    let result = match read_body(body, limit).await {
-        Ok(body) => parse(method, path, &body),
-        Err(fault) => Err(fault),
-    };
+    if (method, path) == ("GET", "/events") {
+        return event_stream(&shared.events);
+    }
+    let body = read_body(body, shared.body_limit).await;
+    // The client's own time to send is not counted.
+    let begun = Instant::now();
+    let result = body.and_then(|body| parse(method, path, &body));
     let deprecated = result.as_ref().is_ok_and(|parsed| parsed.deprecated);
-    let result = result.and_then(|Parsed { request, .. }| controller.call(request));
+    let result = result.and_then(|Parsed { request, .. }| shared.controller.call(request));
     match &result {
         Ok(_) => tracing::info!("API: {method} {path}"),
         Err(fault) => tracing::error!("API: {method} {path}: {fault}"),
     }
+    shared.metrics.add(Finished {
+        method,
+        resource: resource_of(path),
+        took: begun.elapsed(),
+        failed: result.is_err(),
+        deprecated,
+    });
     response(result, deprecated)
 }
 
@@ -218,12 +250,35 @@ async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Fault> {
 }
 
 fn response(result: Result<Answer, Fault>, deprecated: bool) -> HttpResponse {
-    let (status, body) = match result {
-        Ok(Answer(None)) => (204, None),
-        Ok(Answer(Some(json))) => (200, Some(json)),
-        Err(fault) => (fault.status, Some(fault.body())),
+    let (status, content) = match result {
+        Ok(Answer::Nothing) => (204, None),
+        Ok(Answer::Json(text)) => (200, Some((JSON, text))),
+        Ok(Answer::Metrics(text)) => (200, Some((PROMETHEUS, text))),
+        Err(fault) => (fault.status, Some((JSON, fault.body()))),
     };
-    let mut response = hyper::Response::new(Full::default());
+    let mut response = bare_response(status, Either::Left(Full::default()));
+    if deprecated {
+        let headers = response.headers_mut();
+        headers.insert("deprecation", HeaderValue::from_static("true"));
+    }
+    if let Some((kind, text)) = content {
+        response.headers_mut().insert(CONTENT_TYPE, kind);
+        *response.body_mut() = Either::Left(Full::from(text));
+    }
+    response
+}
+
+/// An answer that goes on for as long as the machine lives.
+fn event_stream(events: &EventHub) -> HttpResponse {
+    let mut response = bare_response(200, Either::Right(events.watch()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+fn bare_response(status: u16, body: HttpBody) -> HttpResponse {
+    let mut response = hyper::Response::new(body);
     // What is not a status would be a mistake of ours.
     *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
     // Clients of Firecracker get an empty phrase.
@@ -233,13 +288,6 @@ fn response(result: Result<Answer, Fault>, deprecated: bool) -> HttpResponse {
     let headers = response.headers_mut();
     headers.insert(SERVER, SERVER_NAME);
     headers.insert(CONNECTION, KEEP_ALIVE);
-    if deprecated {
-        headers.insert("deprecation", HeaderValue::from_static("true"));
-    }
-    if let Some(body) = body {
-        headers.insert(CONTENT_TYPE, JSON);
-        *response.body_mut() = Full::from(body);
-    }
     response
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,7 +9,9 @@ use brume_api::config::Level;
 use brume_vmm::FIRECRACKER_VERSION;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
 
+use crate::ctl::CtlArgs;
 use crate::exit::{BAD_ARGUMENTS, STATUS_HELP};
 use crate::size::MemorySize;
 use crate::spec::{DiskSpec, NetSpec};
@@ -16,10 +19,17 @@ use crate::spec::{DiskSpec, NetSpec};
 /// Where Firecracker has its socket if nobody says otherwise.
 const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
 
+/// What a machine is called if nobody says otherwise.
+pub(crate) const DEFAULT_ID: &str = "anonymous-instance";
+/// The largest body of a request to the API, in bytes, if nobody says otherwise.
+pub(crate) const DEFAULT_BODY_LIMIT: usize = 51200;
+
 /// What the program was asked to do.
 pub(crate) enum Invocation {
     /// `brume run`.
     Run(Box<RunArgs>),
+    /// `brume ctl`.
+    Ctl(Box<CtlArgs>),
     /// Firecracker's flags.
     Firecracker(Box<FirecrackerArgs>),
 }
@@ -41,7 +51,23 @@ struct Cli {
 enum Command {
     /// Start a microVM with this terminal as its serial console.
     Run(RunArgs),
+    /// Control a machine that runs, by the socket of its API.
+    #[command(after_help = CTL_EXAMPLES)]
+    Ctl(CtlArgs),
+    /// Print a script that completes commands and flags in a shell.
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
+
+const CTL_EXAMPLES: &str = "\
+Examples:
+  brume run --api-sock vm.sock            a machine that can be controlled
+  brume ctl --api-sock vm.sock info
+  brume ctl --api-sock vm.sock pause
+  brume ctl --api-sock vm.sock --json events
+  brume ctl --api-sock vm.sock request PUT /mmds '{\"key\": \"value\"}'";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -89,6 +115,9 @@ pub(crate) struct RunArgs {
     /// it to that bridge; then [,mac=MAC][,mtu=N][,id=NAME]; may be given several times
     #[arg(long, value_name = "SPEC")]
     pub(crate) net: Vec<NetSpec>,
+    /// Unix socket of a control API for the machine, which must not exist yet
+    #[arg(long, value_name = "PATH")]
+    pub(crate) api_sock: Option<PathBuf>,
     /// Watch the boot timer at 0xc0000000 and log when the guest writes 123 to it
     #[arg(long)]
     pub(crate) boot_timer: bool,
@@ -107,13 +136,13 @@ pub(crate) struct FirecrackerArgs {
     #[arg(long, requires = "config_file")]
     pub(crate) no_api: bool,
     /// The largest body of a request to the API, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 51200)]
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_BODY_LIMIT)]
     pub(crate) http_api_max_payload_size: usize,
     /// Configuration of a machine to start at once, in Firecracker's JSON form
     #[arg(long, value_name = "FILE")]
     pub(crate) config_file: Option<PathBuf>,
     /// Name of the machine: letters, digits and `-`, up to 64
-    #[arg(long, value_name = "NAME", default_value = "anonymous-instance")]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_ID)]
     pub(crate) id: String,
     /// Watch the boot timer at 0xc0000000 and log when the guest writes 123 to it
     #[arg(long)]
@@ -133,6 +162,9 @@ pub(crate) struct FirecrackerArgs {
     /// Name file and line of origin in each line of the log
     #[arg(long)]
     pub(crate) show_log_origin: bool,
+    /// File or named pipe that takes metrics: a line of JSON each minute and at the end
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics_path: Option<PathBuf>,
     /// Do not filter system calls; accepted for compatibility, as there is no filter yet
     #[arg(long)]
     pub(crate) no_seccomp: bool,
@@ -173,6 +205,11 @@ pub(crate) fn parse() -> Result<Invocation, ExitCode> {
     })?;
     Ok(match cli.command {
         Some(Command::Run(args)) => Invocation::Run(Box::new(args)),
+        Some(Command::Ctl(args)) => Invocation::Ctl(Box::new(args)),
+        Some(Command::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Cli::command(), "brume", &mut io::stdout());
+            return Err(ExitCode::SUCCESS);
+        }
         None => {
             let mut args = cli.firecracker;
             if as_firecracker && !args.no_api && args.api_sock.is_none() {

@@ -6,8 +6,8 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use brume_api::ServerError;
 use brume_api::config::{ConfigError, ConfigFileError};
+use brume_api::{ClientError, ServerError};
 use brume_vmm::{BuildError, Ending, KvmError, RunError, StopReason, VcpuFailure};
 use thiserror::Error;
 
@@ -22,6 +22,7 @@ Exit status:
     5  KVM failed inside, most often at an instruction it cannot emulate
     6  the processor refused to enter the guest
     7  a vCPU failed in another way
+    8  brume ctl: the machine refused, or none answers at the socket
   130  ended from the keyboard (Ctrl-A x) or by SIGINT
   143  ended by SIGTERM
   152  the configuration is bad: a value, a kernel, a disk or a network interface
@@ -39,6 +40,7 @@ const TERMINATED: u8 = 143;
 const BAD_CONFIGURATION: u8 = 152;
 /// The command line is bad.
 pub(crate) const BAD_ARGUMENTS: u8 = 153;
+const NO_ANSWER: u8 = 8;
 const HUNG_UP: u8 = 156;
 
 /// Why there was no machine, or why it came to a bad end.
@@ -60,6 +62,10 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Server(#[from] ServerError),
     #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("the answer cannot be printed")]
+    Output(#[source] std::io::Error),
+    #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
     Run(#[from] RunError),
@@ -76,7 +82,8 @@ impl Failure {
             Self::Run(RunError::Vcpu(VcpuFailure::Internal { .. })) => KVM_INTERNAL,
             Self::Run(RunError::Vcpu(VcpuFailure::Entry { .. })) => FAILED_ENTRY,
             Self::Run(RunError::Vcpu(_)) => VCPU_FAILURE,
-            Self::Host(_) | Self::Server(_) | Self::Run(_) => HOST_FAILURE,
+            Self::Client(_) => NO_ANSWER,
+            Self::Output(_) | Self::Host(_) | Self::Server(_) | Self::Run(_) => HOST_FAILURE,
         }
     }
 

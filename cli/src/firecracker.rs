@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use brume_api::Server;
-use brume_api::config::{Level, Logger, VmConfig};
+use brume_api::config::{Level, Logger, MetricsConfig, VmConfig};
 use brume_vmm::Description;
 
 use crate::args::FirecrackerArgs;
@@ -49,7 +49,7 @@ fn launch(
     started: Instant,
 ) -> Result<ExitCode, Failure> {
     let (socket, limit) = (args.api_sock.clone(), args.http_api_max_payload_size);
-    let id = args.id.clone();
+    let (id, metrics_path) = (args.id.clone(), args.metrics_path.clone());
     let launch = Launch {
         started,
         progress: None,
@@ -57,14 +57,21 @@ fn launch(
         as_firecracker: true,
     };
     let complete = config.is_some();
-    let config = config.unwrap_or_default();
+    let mut config = config.unwrap_or_default();
+    if let Some(metrics_path) = metrics_path {
+        config.metrics = Some(MetricsConfig {
+            metrics_path,
+            ..MetricsConfig::default()
+        });
+    }
+    let description = Description { id, config };
     match socket {
-        None => launch.run(&config),
+        None => launch.run(description),
         Some(path) => launch.serve(Remote {
-            description: Description { id, config },
+            description,
             complete,
             server: Server::bind(&path, limit)?,
-            log,
+            log: Some(log),
         }),
     }
 }

@@ -7,13 +7,14 @@ use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use brume_api::config::{Logger, VmConfig};
+use brume_api::config::Logger;
 use brume_api::{Fault, Server};
 use brume_vmm::{
     BuildOptions, Description, Ending, Instance, Machine, MakeOptions, Outcome, StopReason,
 };
 use event_manager::MutEventSubscriber;
 
+use crate::clock;
 use crate::console::ConsoleInput;
 use crate::exit::{Failure, describe, status_of};
 use crate::log::RunningLog;
@@ -21,7 +22,7 @@ use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::terminal::RawMode;
 
-/// How long the last answer may take to get out.
+/// How long the last answer and the last events may take to get out.
 const LAST_ANSWER: Duration = Duration::from_millis(20);
 
 /// Tells the time since the start and the CPU time of this process.
@@ -51,7 +52,8 @@ pub(crate) struct Remote {
     /// Whether that is all, and it is to be started at once.
     pub(crate) complete: bool,
     pub(crate) server: Server,
-    pub(crate) log: RunningLog,
+    /// The log, if clients may configure it.
+    pub(crate) log: Option<RunningLog>,
 }
 
 impl Launch {
@@ -60,12 +62,12 @@ impl Launch {
     /// # Errors
     ///
     /// The machine cannot be built, or comes to a bad end. The terminal is as it was before.
-    pub(crate) fn run(self, config: &VmConfig) -> Result<ExitCode, Failure> {
+    pub(crate) fn run(self, description: Description) -> Result<ExitCode, Failure> {
         // Before the first thread, so that all inherit it.
         let signals = Signals::block().map_err(Failure::Host)?;
         let progress = Progress::show(self.progress.clone(), self.started);
         let options = self.make_options(progress.clone())().map_err(Failure::Host)?;
-        let machine = Machine::build(config, options)?;
+        let machine = Machine::build(description, options)?;
         let signals = signals.serve(machine.handle());
         self.run_machine(machine, vec![signals], &progress)
     }
@@ -77,17 +79,22 @@ impl Launch {
     /// As for [`Launch::run`], or there is no server.
     pub(crate) fn serve(self, remote: Remote) -> Result<ExitCode, Failure> {
         let signals = Signals::block().map_err(Failure::Host)?;
-        let progress = Progress::show(None, self.started);
+        let progress = Progress::show(self.progress.clone(), self.started);
         let log = remote.log;
         let set_logger = move |logger: &Logger| {
-            let result = log.set(logger);
+            let result = log.as_ref().map_or(Ok(()), |log| log.set(logger));
             result.map_err(|failure| Fault::new(failure.text()))
         };
         let options = self.make_options(progress.clone());
-        let instance = Instance::new(remote.description, options, Box::new(set_logger))
-            .map_err(Failure::Host)?;
-        remote.server.spawn(Box::new(instance.controller()))?;
+        let mut instance = Instance::new(remote.description, options, Box::new(set_logger))?;
+        remote.server.spawn(
+            Box::new(instance.controller()),
+            instance.events(),
+            instance.api_metrics(),
+        )?;
+        instance.started_up(self.started.elapsed(), clock::process_cpu());
         let mut subscribers = vec![signals.serve(instance.handle())];
+        let events = instance.events();
         let machine = if remote.complete {
             instance.build()?
         } else {
@@ -95,10 +102,16 @@ impl Launch {
             subscribers = back;
             match outcome {
                 Outcome::Machine(machine) => *machine,
-                Outcome::Stopped(reason) => return Ok(end(Ending::Stopped(reason), true)),
+                Outcome::Stopped(reason) => {
+                    return Ok(end(Ending::Stopped(reason), self.as_firecracker));
+                }
             }
         };
-        self.run_machine(machine, subscribers, &progress)
+        let status = self.run_machine(machine, subscribers, &progress);
+        if events.is_watched() {
+            thread::sleep(LAST_ANSWER);
+        }
+        status
     }
 
     fn make_options(&self, progress: Progress) -> MakeOptions {

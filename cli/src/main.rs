@@ -4,6 +4,7 @@
 mod args;
 mod clock;
 mod console;
+mod ctl;
 mod exit;
 mod firecracker;
 mod launch;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let result = match args::parse() {
         Ok(Invocation::Run(args)) => run::run(*args, started),
+        Ok(Invocation::Ctl(args)) => ctl::run(*args),
         Ok(Invocation::Firecracker(args)) => firecracker::run(*args, started),
         Err(code) => return code,
     };

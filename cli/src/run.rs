@@ -8,12 +8,14 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Instant;
 
+use brume_api::Server;
 use brume_api::config::{BootSource, MachineConfig, VmConfig};
+use brume_vmm::Description;
 
-use crate::args::RunArgs;
+use crate::args::{DEFAULT_BODY_LIMIT, DEFAULT_ID, RunArgs};
 use crate::exit::Failure;
 use crate::firecracker::process_clock;
-use crate::launch::Launch;
+use crate::launch::{Launch, Remote};
 use crate::log::{Log, Style};
 
 /// The command line of a kernel that is given none: the serial console, and an end of the process
@@ -32,7 +34,7 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
         module: None,
     }
     .start_on_stderr();
-    let boot_timer = args.boot_timer;
+    let (boot_timer, socket) = (args.boot_timer, args.api_sock.clone());
     let config = config_of(args)?;
     let MachineConfig {
         vcpu_count,
@@ -48,7 +50,19 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
         clock: Rc::new(move || boot_timer.then(|| process_clock(started))),
         as_firecracker: false,
     };
-    launch.run(&config)
+    let description = Description {
+        id: DEFAULT_ID.into(),
+        config,
+    };
+    match socket {
+        None => launch.run(description),
+        Some(path) => launch.serve(Remote {
+            description,
+            complete: true,
+            server: Server::bind(&path, DEFAULT_BODY_LIMIT)?,
+            log: None,
+        }),
+    }
 }
 
 fn config_of(args: RunArgs) -> Result<VmConfig, Failure> {

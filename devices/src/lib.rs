@@ -9,6 +9,7 @@
 
 mod boot_timer;
 mod bus;
+mod counter;
 mod event;
 mod i8042;
 mod interrupt;
@@ -17,6 +18,7 @@ mod serial;
 
 pub use boot_timer::{BOOT_TIMER_MAGIC, BootTimer};
 pub use bus::{Bus, BusDevice, BusError, SharedDevice};
+pub use counter::{Counter, LATENCY_BOUNDS_US, Latency, LatencyCounter};
 pub use event::{EventSink, GuestEvent};
 pub use i8042::I8042;
 pub use interrupt::Interrupt;

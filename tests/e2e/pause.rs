@@ -10,7 +10,8 @@ use std::time::Duration;
 use brume_api::config::VmConfig;
 use brume_tests::artefacts;
 use brume_vmm::{
-    BuildOptions, Ending, Machine, MachineHandle, RequestError, RunError, StopReason, VmState,
+    BuildOptions, Description, Ending, Machine, MachineHandle, RequestError, RunError, StopReason,
+    VmState,
 };
 use serde_json::json;
 
@@ -51,7 +52,11 @@ fn run(
         clock: None,
         always_name_devices: false,
     };
-    let machine = Machine::build(&config, options).unwrap();
+    let description = Description {
+        config,
+        ..Description::default()
+    };
+    let machine = Machine::build(description, options).unwrap();
     let handle = machine.handle();
     let actor = thread::spawn(move || act(&handle));
     let end = machine.run(Vec::new());

@@ -7,15 +7,13 @@
 //!     |                   |- engine.rs    the seam to the host's I/O
 //!     |                   |    |- sync.rs   each request at once, by system calls
 //!     |                   |    `- uring.rs  many in flight, by io_uring
-//!     `- disk.rs          `- host.rs      system calls (unsafe)
+//!     |- disk.rs          `- host.rs      system calls (unsafe)
+//!     `- control.rs       what can be changed meanwhile: the image, the limits
 //! ```
-//!
-//! The device is given its image when it is opened and keeps it over stops and starts. To change
-//! the image of a running machine: stop, exchange the [`Disk`], start, and signal a change of the
-//! configuration. A rate limiter belongs into the server, between the look at the queue and the
-//! start of a request; [`Queue::undo_pop`](crate::Queue::undo_pop) is there for it.
 
 mod config;
+mod control;
+mod counters;
 mod disk;
 mod engine;
 mod host;
@@ -28,6 +26,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use control::Shared;
 use disk::Disk;
 use engine::Image;
 use request::{
@@ -38,10 +37,13 @@ use sync::SyncEngine;
 use uring::{AsyncEngine, Ring};
 
 use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
+use crate::limiter::LimiterUpdate;
 use crate::memory::GuestMemory;
 use crate::queue::QueueState;
 use crate::worker::Worker;
 
+pub use control::BlockControl;
+pub use counters::{BlockCounts, KindCounts};
 pub use disk::BlockError;
 
 /// The device ID (section 5).
@@ -85,12 +87,14 @@ pub struct BlockConfig {
     /// Whether to lock the image against other machines: shared if read-only, else exclusive. The
     /// lock is advisory (`F_OFD_SETLK`).
     pub lock: bool,
+    /// The limits on its traffic.
+    pub limits: LimiterUpdate,
 }
 
 /// A virtio block device.
 pub struct Block {
     config: BlockConfig,
-    disk: Arc<Disk>,
+    shared: Arc<Shared>,
     /// Made when the image is opened, so that its lack is told then; used by the first start.
     ring: Option<Ring>,
     worker: Option<Worker<Server>>,
@@ -114,12 +118,22 @@ impl Block {
                 source,
             })?),
         };
+        let shared = Shared::new(disk, config.limits).map_err(BlockError::Events)?;
         Ok(Self {
             config,
-            disk: Arc::new(disk),
+            shared: Arc::new(shared),
             ring,
             worker: None,
         })
+    }
+
+    /// A way to change the device while it is used.
+    pub fn control(&self) -> BlockControl {
+        BlockControl {
+            shared: self.shared.clone(),
+            read_only: self.config.read_only,
+            lock: self.config.lock,
+        }
     }
 
     /// Whether each write has to be durable when it is answered: it is so for a driver that was
@@ -134,7 +148,7 @@ impl Block {
         features: u64,
     ) -> io::Result<Box<dyn engine::Engine>> {
         let image = Image {
-            disk: self.disk.clone(),
+            disk: self.shared.disk(),
             durable: self.writes_through(features),
         };
         Ok(match self.config.engine {
@@ -164,7 +178,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let access = if self.disk.read_only {
+        let access = if self.config.read_only {
             F_RO
         } else {
             F_DISCARD | F_WRITE_ZEROES
@@ -181,7 +195,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&config::config_space(&self.disk), offset, data);
+        read_config_bytes(&config::config_space(&self.shared.disk()), offset, data);
     }
 
     fn start(&mut self, context: StartContext) -> Result<(), StartError> {
@@ -195,17 +209,22 @@ impl VirtioDevice for Block {
             // The driver uses no queue, so there is nothing to serve.
             return Ok(());
         };
+        // Before the disk is looked at: a change after it is seen by the worker.
+        let generation = self.shared.generation();
         let engine = self.engine(memory.clone(), features)?;
+        self.shared.connect(signals.clone());
         let server = Server::new(Parts {
             queue: started.queue,
             kick: started.kick,
             memory,
             signals: signals.clone(),
             limits: Limits {
-                sectors: self.disk.sectors,
+                sectors: self.shared.disk().sectors,
                 features,
-                read_only: self.disk.read_only,
+                read_only: self.config.read_only,
             },
+            shared: self.shared.clone(),
+            generation,
             serial: self.serial(),
             name: format!("block device {}", self.config.id),
             engine,

@@ -11,6 +11,7 @@
 
 pub mod block;
 mod device;
+mod limiter;
 mod log_limit;
 mod memory;
 pub mod net;
@@ -22,6 +23,7 @@ pub mod transport;
 mod worker;
 
 pub use device::{StartContext, StartError, StartedQueue, VirtioDevice, feature};
+pub use limiter::{BucketLimits, BucketUpdate, Limiter, LimiterUpdate, TokenBucket};
 pub use memory::{GuestMemory, IoBuffers};
 pub use queue::{Buffer, Buffers, Chain, Queue, QueueError, QueueState};
 pub use signals::DeviceSignals;

@@ -27,6 +27,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
+use crate::limiter::{Limiter, LimiterUpdate};
 use crate::queue::QueueState;
 use crate::signals::DeviceSignals;
 use crate::worker::{Backend, Worker};
@@ -62,6 +63,10 @@ pub struct NetConfig {
     pub mac: Option<[u8; 6]>,
     /// The MTU that the driver is to use, from 68 bytes; without one it takes its default.
     pub mtu: Option<u16>,
+    /// The limits on what the guest receives.
+    pub rx_limits: LimiterUpdate,
+    /// The limits on what the guest sends.
+    pub tx_limits: LimiterUpdate,
 }
 
 /// Why there is no network device.
@@ -70,6 +75,35 @@ pub enum NetError {
     /// The MTU is below what the standard allows.
     #[error("an MTU of {0} bytes is too small: at least {MIN_MTU} are needed")]
     Mtu(u16),
+    /// There are no more file descriptors.
+    #[error("the host gives no timer for a network device")]
+    Events(#[source] std::io::Error),
+}
+
+/// Changes the limits of a network device that is in use, and tells what it has counted. Clones
+/// are for the same device.
+#[derive(Clone, Debug)]
+pub struct NetControl {
+    rx: Arc<Limiter>,
+    tx: Arc<Limiter>,
+    counters: Arc<NetCounters>,
+}
+
+impl NetControl {
+    /// Changes the limits on what the guest receives and on what it sends.
+    pub fn limit(&self, rx: LimiterUpdate, tx: LimiterUpdate) {
+        self.rx.update(rx);
+        self.tx.update(tx);
+    }
+
+    /// What the device has counted so far.
+    pub fn counts(&self) -> NetCounts {
+        NetCounts {
+            rx_throttled: self.rx.throttled(),
+            tx_throttled: self.tx.throttled(),
+            ..self.counters.get()
+        }
+    }
 }
 
 /// Why a network device does not start.
@@ -90,7 +124,7 @@ enum NetStartError {
 pub struct Net {
     config: NetConfig,
     tap: Arc<Tap>,
-    counters: Arc<NetCounters>,
+    control: NetControl,
     worker: Option<Worker<NetBackend>>,
 }
 
@@ -104,17 +138,23 @@ impl Net {
         if let Some(mtu) = config.mtu.filter(|&mtu| mtu < MIN_MTU) {
             return Err(NetError::Mtu(mtu));
         }
+        let limiter = |limits| Limiter::new(limits).map(Arc::new);
+        let control = NetControl {
+            rx: limiter(config.rx_limits).map_err(NetError::Events)?,
+            tx: limiter(config.tx_limits).map_err(NetError::Events)?,
+            counters: Arc::default(),
+        };
         Ok(Self {
             config,
             tap: Arc::new(tap),
-            counters: Arc::default(),
+            control,
             worker: None,
         })
     }
 
-    /// What the device has counted so far; goes on counting.
-    pub fn counters(&self) -> Arc<NetCounters> {
-        self.counters.clone()
+    /// A way to change the device while it is used.
+    pub fn control(&self) -> NetControl {
+        self.control.clone()
     }
 
     /// `struct virtio_net_config` (section 5.1.4), up to the MTU.
@@ -175,12 +215,17 @@ impl VirtioDevice for Net {
                 source,
             })?;
         let mergeable = features & features::MRG_RXBUF != 0;
-        let (tap, counters) = (&self.tap, &self.counters);
+        let ends = |limiter: &Arc<Limiter>| Ends {
+            tap: self.tap.clone(),
+            counters: self.control.counters.clone(),
+            limiter: limiter.clone(),
+        };
         let backend = NetBackend {
             kicks: [rx.kick, tx.kick],
-            rx: Rx::new(rx.queue, &memory, mergeable, tap.clone(), counters.clone()),
-            tx: Tx::new(tx.queue, &memory, tap.clone(), counters.clone()),
-            tap: tap.clone(),
+            rx: Rx::new(rx.queue, &memory, mergeable, ends(&self.control.rx)),
+            tx: Tx::new(tx.queue, &memory, ends(&self.control.tx)),
+            tap: self.tap.clone(),
+            limiters: [self.control.rx.clone(), self.control.tx.clone()],
             signals: signals.clone(),
         };
         let name = format!("net {}", self.config.id);
@@ -201,12 +246,20 @@ impl Drop for Net {
     }
 }
 
+/// What a direction works with, besides its queue.
+struct Ends {
+    tap: Arc<Tap>,
+    counters: Arc<NetCounters>,
+    limiter: Arc<Limiter>,
+}
+
 /// Both directions, on the worker's thread.
 struct NetBackend {
     rx: Rx,
     tx: Tx,
     tap: Arc<Tap>,
     kicks: [Arc<EventFd>; 2],
+    limiters: [Arc<Limiter>; 2],
     signals: DeviceSignals,
 }
 
@@ -232,8 +285,10 @@ impl Backend for NetBackend {
     }
 
     fn wake_fds(&self) -> Vec<RawFd> {
-        let [rx, tx] = &self.kicks;
-        vec![rx.as_raw_fd(), tx.as_raw_fd(), self.tap.as_raw_fd()]
+        let kicks = self.kicks.iter().map(AsRawFd::as_raw_fd);
+        let limiters = self.limiters.iter().map(AsRawFd::as_raw_fd);
+        let tap = self.tap.as_raw_fd();
+        kicks.chain(limiters).chain([tap]).collect()
     }
 
     fn finish(self) -> Self::State {

@@ -3,14 +3,17 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use brume_api::config::{CacheType, Drive, IoEngine, NetworkInterface};
+use brume_api::config::{CacheType, Drive, IoEngine, NetworkInterface, RateLimiter, TokenBucket};
 use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
 use brume_virtio::block::{self, Block, BlockConfig, BlockError};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
 use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
-use brume_virtio::{DeviceSignals, GuestMemory, VirtioDevice};
+use brume_virtio::{
+    BucketLimits, BucketUpdate, DeviceSignals, GuestMemory, LimiterUpdate, VirtioDevice,
+};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -127,8 +130,28 @@ impl<'a> VirtioSlots<'a> {
     }
 }
 
+/// What a limiter is to limit, as the device takes it.
+pub(crate) fn limits(limiter: Option<RateLimiter>) -> LimiterUpdate {
+    let bucket = |bucket: Option<TokenBucket>| match bucket {
+        None => BucketUpdate::Keep,
+        Some(TokenBucket { size: 0, .. } | TokenBucket { refill_time: 0, .. }) => {
+            BucketUpdate::Remove
+        }
+        Some(bucket) => BucketUpdate::Set(BucketLimits {
+            size: bucket.size,
+            refill_time: Duration::from_millis(bucket.refill_time),
+            one_time_burst: bucket.one_time_burst.unwrap_or(0),
+        }),
+    };
+    let limiter = limiter.unwrap_or_default();
+    LimiterUpdate {
+        bandwidth: bucket(limiter.bandwidth),
+        ops: bucket(limiter.ops),
+    }
+}
+
 /// Opens what is behind a drive.
-pub(crate) fn open_drive(drive: &Drive) -> Result<Box<dyn VirtioDevice>, AttachError> {
+pub(crate) fn open_drive(drive: &Drive) -> Result<Block, AttachError> {
     let config = BlockConfig {
         id: drive.drive_id.clone(),
         path: drive.path_on_host.clone().unwrap_or_default(),
@@ -142,20 +165,16 @@ pub(crate) fn open_drive(drive: &Drive) -> Result<Box<dyn VirtioDevice>, AttachE
             CacheType::Writeback => block::CacheType::Writeback,
         },
         lock: drive.lock.unwrap_or(false),
+        limits: limits(drive.rate_limiter),
     };
-    match Block::open(config) {
-        Ok(block) => Ok(Box::new(block)),
-        Err(source) => Err(AttachError::Block {
-            id: drive.drive_id.clone(),
-            source,
-        }),
-    }
+    Block::open(config).map_err(|source| AttachError::Block {
+        id: drive.drive_id.clone(),
+        source,
+    })
 }
 
 /// Opens or makes what is behind a network interface.
-pub(crate) fn open_interface(
-    interface: &NetworkInterface,
-) -> Result<Box<dyn VirtioDevice>, AttachError> {
+pub(crate) fn open_interface(interface: &NetworkInterface) -> Result<Net, AttachError> {
     let id = || interface.iface_id.clone();
     let opened = match &interface.host_dev_name {
         Some(name) => Tap::open(name),
@@ -169,11 +188,10 @@ pub(crate) fn open_interface(
         id: id(),
         mac: interface.mac(),
         mtu: interface.mtu,
+        rx_limits: limits(interface.rx_rate_limiter),
+        tx_limits: limits(interface.tx_rate_limiter),
     };
-    match Net::new(config, tap) {
-        Ok(net) => Ok(Box::new(net)),
-        Err(source) => Err(AttachError::Net { id: id(), source }),
-    }
+    Net::new(config, tap).map_err(|source| AttachError::Net { id: id(), source })
 }
 
 /// Makes a TAP, with the MTU that the guest will be told.

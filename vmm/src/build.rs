@@ -11,18 +11,20 @@ use brume_boot::{
     BootError, BootRequest, DeviceArguments, KernelProtocol, UnknownProtocol, layout,
 };
 use brume_devices::BusError;
-use brume_virtio::GuestMemory;
+use brume_virtio::{GuestMemory, VirtioDevice};
 use kvm_ioctls::Cap;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::attach::{self, AttachError, VirtioSlots};
 use crate::chipset::{Buses, StartClock};
+use crate::controls::Controls;
 use crate::cpu::{CpuPlan, VcpuBuses, VcpuHandle, set_up};
 use crate::event::{EventSender, event_queue};
 use crate::instance::Description;
 use crate::kvm::{KvmError, Vm};
 use crate::machine::{Machine, MachineParts};
+use crate::telemetry::{MetricsError, Telemetry};
 
 /// A machine that cannot be built.
 #[derive(Debug, Error)]
@@ -68,6 +70,9 @@ pub enum BuildError {
     /// Two devices want the same place.
     #[error("the machine's devices do not fit together")]
     Bus(#[from] BusError),
+    /// There is no place for metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The host gives no threads or file descriptors.
     #[error("the host does not give what a machine needs")]
     Host(#[from] io::Error),
@@ -99,15 +104,16 @@ pub struct BuildOptions {
 }
 
 impl Machine {
-    /// Builds the machine that `config` describes. Nothing of it runs yet.
+    /// Builds the machine that `description` describes. Nothing of it runs yet.
     ///
     /// # Errors
     ///
     /// Whatever keeps it from being built; all that was made for it is gone again then.
-    pub fn build(config: &VmConfig, options: BuildOptions) -> Result<Self, BuildError> {
+    pub fn build(description: Description, options: BuildOptions) -> Result<Self, BuildError> {
         let (sender, queue) = event_queue()?;
-        let parts = MachineParts::build(config, options, &sender)?;
-        Ok(Self::new(parts, (sender, queue), Description::default()))
+        let telemetry = Telemetry::of(&description.config)?;
+        let parts = MachineParts::build(&description.config, options, &sender)?;
+        Ok(Self::new(parts, (sender, queue), description, telemetry))
     }
 }
 
@@ -122,7 +128,7 @@ impl MachineParts {
         let kernel = open_kernel(&config.boot_source)?;
         let initrd = open_initrd(&config.boot_source)?;
         let memory = map_memory(config.machine_config.memory_bytes())?;
-        let devices = open_devices(config)?;
+        let (devices, mut controls) = open_devices(config)?;
 
         let vm = Vm::new(&memory, config.machine_config.track_dirty_pages)?;
         let mut buses = Buses::default();
@@ -130,7 +136,9 @@ impl MachineParts {
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         vm.wire_interrupt(&irq, layout::COM1_GSI)?;
         let console = buses.add_serial(options.console, irq, room)?;
-        buses.add_power(sender)?;
+        let keys = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        vm.wire_interrupt(&keys, layout::KEYBOARD_GSI)?;
+        controls.keyboard = Some(buses.add_power(sender, keys)?);
         if let Some(clock) = options.clock {
             buses.add_boot_timer(clock)?;
         }
@@ -184,6 +192,7 @@ impl MachineParts {
         Ok(Self {
             vcpus,
             transports,
+            controls,
             console,
             vm,
         })
@@ -238,12 +247,23 @@ fn drives_in_order(config: &VmConfig) -> impl Iterator<Item = &Drive> {
     root.into_iter().chain(others)
 }
 
-fn open_devices(
-    config: &VmConfig,
-) -> Result<Vec<Box<dyn brume_virtio::VirtioDevice>>, AttachError> {
-    let drives = drives_in_order(config).map(attach::open_drive);
-    let interfaces = config.network_interfaces.iter().map(attach::open_interface);
-    drives.chain(interfaces).collect()
+/// The devices, in the order in which the guest finds them, and the handles on them.
+fn open_devices(config: &VmConfig) -> Result<(Vec<Box<dyn VirtioDevice>>, Controls), AttachError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let mut controls = Controls::default();
+    for drive in drives_in_order(config) {
+        let block = attach::open_drive(drive)?;
+        let control = (drive.drive_id.clone(), block.control());
+        controls.drives.push(control);
+        devices.push(Box::new(block));
+    }
+    for interface in &config.network_interfaces {
+        let net = attach::open_interface(interface)?;
+        let control = (interface.iface_id.clone(), net.control());
+        controls.interfaces.push(control);
+        devices.push(Box::new(net));
+    }
+    Ok((devices, controls))
 }
 
 /// The kernel's command line, with the root disk named if there is one.

@@ -37,17 +37,26 @@ impl Buses {
         Ok(Console::new(serial, room))
     }
 
-    /// Adds the ways to end a machine: keyboard controller and ACPI registers.
-    pub(crate) fn add_power(&mut self, events: &EventSender) -> Result<(), BusError> {
-        let i8042 = Arc::new(Mutex::new(I8042::new(events.guest_events())));
-        self.pio
-            .insert(u64::from(layout::I8042_DATA_PORT), I8042::PORTS, i8042)?;
+    /// Adds the ways to end a machine: keyboard controller, on the line `irq`, and ACPI registers.
+    pub(crate) fn add_power(
+        &mut self,
+        events: &EventSender,
+        irq: Arc<EventFd>,
+    ) -> Result<Arc<Mutex<I8042>>, BusError> {
+        let irq = Interrupt::from_event(irq);
+        let i8042 = Arc::new(Mutex::new(I8042::new(events.guest_events(), irq)));
+        self.pio.insert(
+            u64::from(layout::I8042_DATA_PORT),
+            I8042::PORTS,
+            i8042.clone(),
+        )?;
         let acpi = Arc::new(Mutex::new(AcpiPower::new(events.guest_events())));
         self.pio.insert(
             u64::from(layout::ACPI_SLEEP_CONTROL_PORT),
             AcpiPower::PORTS,
             acpi,
-        )
+        )?;
+        Ok(i8042)
     }
 
     /// Adds the boot timer.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! vCPUs: their first state, their threads, and what is reported when one fails.
 
+mod counters;
 mod cpuid;
 mod exit;
 mod kick;
@@ -8,6 +9,7 @@ mod report;
 mod setup;
 mod thread;
 
+pub(crate) use counters::VcpuCounts;
 pub use report::{FailureReport, VcpuFailure};
 pub(crate) use setup::{CpuPlan, set_up};
 pub(crate) use thread::{VcpuBuses, VcpuEnd, VcpuHandle, VcpuOutcome};

@@ -33,6 +33,8 @@ pub(crate) enum Event {
     Vcpu(VcpuEnd),
     /// Somebody outside wants something.
     Request(Request),
+    /// It is time to write metrics.
+    MetricsDue,
 }
 
 /// A request from outside, with the way to answer it.

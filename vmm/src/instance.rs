@@ -10,10 +10,12 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use brume_api::config::VmConfig;
-use brume_api::{Answer, Controller, Fault, Request as ApiRequest, Section};
+use brume_api::{Answer, ApiMetrics, Controller, EventHub, Fault, Request as ApiRequest, Section};
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use serde_json::json;
 
@@ -23,6 +25,8 @@ use crate::event::{
 };
 use crate::lifecycle::VmState;
 use crate::machine::{Machine, MachineParts, RunError, WakeUp};
+use crate::metrics::{self, Counts, host_use};
+use crate::telemetry::Telemetry;
 
 /// The version of Firecracker whose interface this is.
 pub const FIRECRACKER_VERSION: &str = "1.16.1";
@@ -79,12 +83,7 @@ impl Description {
             ApiRequest::GetInstance => Answer::json(&json!({
                 "app_name": "Firecracker",
                 "id": self.id,
-                "state": match state {
-                    VmState::NotStarted => "Not started",
-                    VmState::Running => "Running",
-                    VmState::Paused => "Paused",
-                    VmState::Stopped => "Stopped",
-                },
+                "state": state.name(),
                 "vmm_version": FIRECRACKER_VERSION,
             })),
             ApiRequest::GetVersion => {
@@ -123,6 +122,7 @@ pub type SetLogger = Box<dyn FnMut(&brume_api::config::Logger) -> Result<(), Fau
 /// A machine that is not built yet.
 pub struct Instance {
     description: Description,
+    telemetry: Telemetry,
     sender: EventSender,
     queue: EventQueue,
     options: MakeOptions,
@@ -134,15 +134,18 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// The host gives no file descriptor.
+    /// The host gives no file descriptor, or there is no place for metrics.
     pub fn new(
         description: Description,
         options: MakeOptions,
         set_logger: SetLogger,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self, BuildError> {
         let (sender, queue) = event_queue()?;
+        let telemetry = Telemetry::of(&description.config)?;
+        telemetry.tell_state(VmState::NotStarted);
         Ok(Self {
             description,
+            telemetry,
             sender,
             queue,
             options,
@@ -160,6 +163,21 @@ impl Instance {
         ApiController(self.sender.clone())
     }
 
+    /// Where the machine's events can be watched.
+    pub fn events(&self) -> EventHub {
+        self.telemetry.events.clone()
+    }
+
+    /// What counts the requests of the API.
+    pub fn api_metrics(&self) -> Arc<ApiMetrics> {
+        self.telemetry.api.clone()
+    }
+
+    /// Takes how long it took until clients could connect, and the CPU time of it.
+    pub fn started_up(&mut self, wall: Duration, cpu: Duration) {
+        self.telemetry.times.startup = Some((wall, cpu));
+    }
+
     /// Builds the machine at once.
     ///
     /// # Errors
@@ -169,7 +187,7 @@ impl Instance {
         let options = (self.options)()?;
         let parts = MachineParts::build(&self.description.config, options, &self.sender)?;
         let queue = (self.sender, self.queue);
-        Ok(Machine::new(parts, queue, self.description))
+        Ok(Machine::new(parts, queue, self.description, self.telemetry))
     }
 
     /// Takes requests on the calling thread until there is a machine or the wish for an end, and
@@ -211,7 +229,8 @@ impl Instance {
         let outcome = match (built, stopped) {
             (Some(parts), None) => {
                 let queue = (self.sender, self.queue);
-                Outcome::Machine(Box::new(Machine::new(parts, queue, self.description)))
+                let machine = Machine::new(parts, queue, self.description, self.telemetry);
+                Outcome::Machine(Box::new(machine))
             }
             (_, reason) => Outcome::Stopped(reason.unwrap_or(StopReason::Api)),
         };
@@ -255,6 +274,7 @@ impl Instance {
         }
         match request {
             ApiRequest::Configure(section) => self.configure(*section),
+            ApiRequest::GetMetrics => Ok(Answer::Metrics(metrics::text(&self.counts()))),
             ApiRequest::Start => {
                 *built = Some(self.start()?);
                 Ok(Answer::done())
@@ -269,6 +289,11 @@ impl Instance {
             Section::Logger(logger) => Some(logger.clone()),
             _ => None,
         };
+        if let Section::Metrics(metrics) = &section {
+            self.telemetry
+                .open_file(metrics)
+                .map_err(|error| Fault::from_error(&error))?;
+        }
         self.description
             .config
             .apply(section)
@@ -277,6 +302,19 @@ impl Instance {
             (self.set_logger)(&logger)?;
         }
         Ok(Answer::done())
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            state: VmState::NotStarted,
+            api: self.telemetry.api.get(),
+            times: self.telemetry.times,
+            memory_bytes: self.description.config.machine_config.memory_bytes(),
+            vcpus: Vec::new(),
+            drives: Vec::new(),
+            interfaces: Vec::new(),
+            host: host_use(),
+        }
     }
 
     fn start(&mut self) -> Result<MachineParts, Fault> {

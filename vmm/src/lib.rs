@@ -10,12 +10,15 @@
 mod attach;
 mod build;
 mod chipset;
+mod controls;
 mod cpu;
 mod event;
 mod instance;
 mod kvm;
 mod lifecycle;
 mod machine;
+mod metrics;
+mod telemetry;
 
 pub use attach::AttachError;
 pub use build::{BuildError, BuildOptions};
@@ -27,3 +30,4 @@ pub use instance::{
 pub use kvm::KvmError;
 pub use lifecycle::{IllegalTransition, VmEvent, VmState};
 pub use machine::{Ending, Machine, RunError};
+pub use telemetry::MetricsError;

@@ -46,6 +46,16 @@ pub struct IllegalTransition {
 }
 
 impl VmState {
+    /// The state in the words of the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotStarted => "Not started",
+            Self::Running => "Running",
+            Self::Paused => "Paused",
+            Self::Stopped => "Stopped",
+        }
+    }
+
     /// The state after `event`.
     ///
     /// # Errors

@@ -7,21 +7,26 @@
 
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use brume_api::{Answer, Fault, Request as ApiRequest};
+use brume_api::{Answer, Fault, MachineEvent, Request as ApiRequest};
 use brume_devices::GuestEvent;
 use brume_virtio::transport::{RunningQueues, TransportCore};
 use event_manager::{Error, EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::attach::SharedTransport;
+use crate::controls::Controls;
 use crate::cpu::{VcpuEnd, VcpuFailure, VcpuHandle, VcpuOutcome};
 use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Request, StopReason};
 use crate::instance::{Description, too_late};
 use crate::kvm::Vm;
 use crate::lifecycle::{IllegalTransition, VmEvent, VmState};
+use crate::metrics::{self, Counts, host_use};
+use crate::telemetry::{METRICS_PERIOD, MetricsError, Telemetry, timed};
 
 /// How a machine came to an orderly end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,9 @@ pub enum RunError {
     /// The event loop does not work.
     #[error("the event loop does not work")]
     EventLoop(#[source] Error),
+    /// There is no timer.
+    #[error("the host gives no timer for metrics")]
+    Timer(#[source] std::io::Error),
 }
 
 /// What a machine is built of.
@@ -52,6 +60,7 @@ pub(crate) struct MachineParts {
     // In the order in which they have to go: vCPUs before what they use.
     pub(crate) vcpus: Vec<VcpuHandle>,
     pub(crate) transports: Vec<SharedTransport>,
+    pub(crate) controls: Controls,
     pub(crate) console: Console,
     pub(crate) vm: Vm,
 }
@@ -61,10 +70,12 @@ pub struct Machine {
     // In the order in which they have to go: vCPUs before what they use.
     vcpus: Vec<VcpuHandle>,
     transports: Vec<SharedTransport>,
+    controls: Controls,
     /// The queues of paused devices, in the order of `transports`.
     paused: Vec<RunningQueues>,
     state: VmState,
     description: Description,
+    telemetry: Telemetry,
     console: Console,
     sender: EventSender,
     queue: EventQueue,
@@ -78,13 +89,16 @@ impl Machine {
         parts: MachineParts,
         (sender, queue): (EventSender, EventQueue),
         description: Description,
+        telemetry: Telemetry,
     ) -> Self {
         Self {
             vcpus: parts.vcpus,
             transports: parts.transports,
+            controls: parts.controls,
             paused: Vec::new(),
             state: VmState::NotStarted,
             description,
+            telemetry,
             console: parts.console,
             sender,
             queue,
@@ -119,6 +133,10 @@ impl Machine {
             manager.add_subscriber(subscriber);
         }
         manager.add_subscriber(Box::new(WakeUp(self.queue.wake())));
+        if self.telemetry.has_file() {
+            let ticker = MetricsTicker::new(self.sender.clone()).map_err(RunError::Timer)?;
+            manager.add_subscriber(Box::new(ticker));
+        }
         self.start();
         loop {
             match manager.run() {
@@ -138,8 +156,52 @@ impl Machine {
     fn start(&mut self) {
         // Only a machine that was never started can be run.
         if let Ok(next) = self.state.next(VmEvent::Start) {
-            self.state = next;
+            self.enter(next);
             self.vcpus.iter().for_each(VcpuHandle::proceed);
+            self.write_metrics();
+        }
+    }
+
+    /// Takes on a state and tells it.
+    fn enter(&mut self, state: VmState) {
+        self.state = state;
+        self.telemetry.tell_state(state);
+    }
+
+    /// Writes metrics if there is a file for them.
+    fn write_metrics(&mut self) {
+        if self.telemetry.has_file()
+            && let Err(error) = self.flush_metrics()
+        {
+            tracing::warn!("{error}");
+        }
+    }
+
+    fn flush_metrics(&mut self) -> Result<(), MetricsError> {
+        let counts = self.counts();
+        self.telemetry.write(&self.description.id, &counts)
+    }
+
+    /// What was counted so far.
+    fn counts(&self) -> Counts {
+        let Controls {
+            drives, interfaces, ..
+        } = &self.controls;
+        Counts {
+            state: self.state,
+            api: self.telemetry.api.get(),
+            times: self.telemetry.times,
+            memory_bytes: self.description.config.machine_config.memory_bytes(),
+            vcpus: self.vcpus.iter().map(VcpuHandle::counts).collect(),
+            drives: drives
+                .iter()
+                .map(|(id, control)| (id.clone(), control.counts()))
+                .collect(),
+            interfaces: interfaces
+                .iter()
+                .map(|(id, control)| (id.clone(), control.counts()))
+                .collect(),
+            host: host_use(),
         }
     }
 
@@ -153,7 +215,7 @@ impl Machine {
             let _ = held.recv();
         }
         self.paused = self.each_transport(TransportCore::pause);
-        self.state = next;
+        self.enter(next);
         Ok(())
     }
 
@@ -163,7 +225,7 @@ impl Machine {
         let mut queues = std::mem::take(&mut self.paused).into_iter();
         self.each_transport(|core| queues.next().map(|queues| core.resume(queues)));
         self.vcpus.iter().for_each(VcpuHandle::proceed);
-        self.state = next;
+        self.enter(next);
         Ok(())
     }
 
@@ -184,16 +246,24 @@ impl Machine {
         let Ok(next) = self.state.next(VmEvent::Stop) else {
             return;
         };
-        self.state = next;
+        self.write_metrics();
         self.vcpus.clear();
         self.each_transport(|core| drop(core.pause()));
+        self.enter(next);
         self.end = Some(end);
     }
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Guest(GuestEvent::Reset) => self.stop(Ok(Ending::Reset)),
-            Event::Guest(GuestEvent::PowerOff) => self.stop(Ok(Ending::PowerOff)),
+            Event::Guest(GuestEvent::Reset) => {
+                self.tell(MachineEvent::Reset);
+                self.stop(Ok(Ending::Reset));
+            }
+            Event::Guest(GuestEvent::PowerOff) => {
+                self.tell(MachineEvent::PowerOff);
+                self.stop(Ok(Ending::PowerOff));
+            }
+            Event::MetricsDue => self.write_metrics(),
             Event::Vcpu(VcpuEnd { index, outcome }) => self.vcpu_ended(index, outcome),
             Event::Request(request) => self.answer(request),
         }
@@ -203,10 +273,20 @@ impl Machine {
         match outcome {
             VcpuOutcome::Shutdown => {
                 tracing::info!("vCPU {index} shut down");
+                self.tell(MachineEvent::Shutdown);
                 self.stop(Ok(Ending::Shutdown));
             }
-            VcpuOutcome::Failed(failure) => self.stop(Err(RunError::Vcpu(failure))),
+            VcpuOutcome::Failed(failure) => {
+                let error = failure.to_string();
+                let error = error.lines().next().unwrap_or_default().to_owned();
+                self.tell(MachineEvent::VcpuFailed { error });
+                self.stop(Err(RunError::Vcpu(failure)));
+            }
         }
+    }
+
+    fn tell(&self, event: MachineEvent) {
+        self.telemetry.events.publish(event);
     }
 
     fn answer(&mut self, request: Request) {
@@ -216,33 +296,89 @@ impl Machine {
             Request::Resume(reply) => drop(reply.send(self.resume())),
             Request::State(reply) => drop(reply.send(self.state)),
             Request::Stop(reason) => self.stop(Ok(Ending::Stopped(reason))),
-            Request::Api(call) => call.answer(|request| self.call(&request)),
+            Request::Api(call) => call.answer(|request| self.call(request)),
         }
     }
 
     /// Carries out a client's request.
-    fn call(&mut self, request: &ApiRequest) -> Result<Answer, Fault> {
-        if let Some(answer) = self.description.answer(request, self.state) {
+    fn call(&mut self, request: ApiRequest) -> Result<Answer, Fault> {
+        if let Some(answer) = self.description.answer(&request, self.state) {
             return answer;
         }
-        let done = match request {
-            // What is so already is as good as done, as it is for Firecracker.
-            ApiRequest::Pause if self.state == VmState::Paused => Ok(()),
-            ApiRequest::Resume if self.state == VmState::Running => Ok(()),
-            ApiRequest::Pause => self.pause(),
-            ApiRequest::Resume => self.resume(),
+        match request {
+            ApiRequest::Pause | ApiRequest::Resume => self.change_state(&request)?,
             ApiRequest::Stop => {
                 // The answer has to be out before the process is gone.
                 self.sender
                     .send(Event::Request(Request::Stop(StopReason::Api)));
-                Ok(())
+            }
+            ApiRequest::GetMetrics => return Ok(Answer::Metrics(metrics::text(&self.counts()))),
+            ApiRequest::FlushMetrics => self
+                .flush_metrics()
+                .map_err(|error| Fault::from_error(&error))?,
+            ApiRequest::SendCtrlAltDel => self.controls.press_ctrl_alt_del()?,
+            ApiRequest::PatchDrive(patch) => {
+                let config = &mut self.description.config;
+                self.controls.patch_drive(config, &patch)?;
+                self.tell_changed(patch.drive_id);
+            }
+            ApiRequest::PatchNetworkInterface(patch) => {
+                let config = &mut self.description.config;
+                self.controls.patch_interface(config, &patch)?;
+                self.tell_changed(patch.iface_id);
             }
             _ => return Err(too_late()),
-        };
-        match done {
-            Ok(()) => Ok(Answer::done()),
-            Err(error) => Err(Fault::from_error(&error)),
         }
+        Ok(Answer::done())
+    }
+
+    fn tell_changed(&self, device: String) {
+        self.tell(MachineEvent::DeviceChanged { device });
+    }
+
+    /// Pauses or resumes. What is so already is as good as done, as it is for Firecracker.
+    fn change_state(&mut self, request: &ApiRequest) -> Result<(), Fault> {
+        let mut time = Duration::ZERO;
+        let pause = *request == ApiRequest::Pause;
+        let done = match (pause, self.state) {
+            (true, VmState::Paused) | (false, VmState::Running) => return Ok(()),
+            (true, _) => timed(&mut time, || self.pause()),
+            (false, _) => timed(&mut time, || self.resume()),
+        };
+        done.map_err(|error| Fault::from_error(&error))?;
+        if pause {
+            self.telemetry.times.pause = time;
+        } else {
+            self.telemetry.times.resume = time;
+        }
+        Ok(())
+    }
+}
+
+/// Says when metrics are to be written.
+struct MetricsTicker {
+    timer: TimerFd,
+    sender: EventSender,
+}
+
+impl MetricsTicker {
+    fn new(sender: EventSender) -> std::io::Result<Self> {
+        let mut timer = TimerFd::new()?;
+        timer.reset(METRICS_PERIOD, Some(METRICS_PERIOD))?;
+        Ok(Self { timer, sender })
+    }
+}
+
+impl MutEventSubscriber for MetricsTicker {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        // It was said to be due, and a failure would be told by the next line that is missing.
+        let _ = self.timer.wait();
+        self.sender.send(Event::MetricsDue);
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        // The loop is new and the timer is ours: it is not in it yet.
+        let _ = ops.add(Events::new(&self.timer, EventSet::IN));
     }
 }
 

@@ -26,6 +26,7 @@ impl VmConfig {
                 put(&mut next.network_interfaces, interface, |net| &net.iface_id);
             }
             Section::Logger(logger) => next.logger = Some(logger),
+            Section::Metrics(metrics) => next.metrics = Some(metrics),
         }
         next.validate()?;
         *self = next;

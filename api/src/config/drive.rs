@@ -4,9 +4,8 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::{ConfigError, check_id};
+use super::{ConfigError, RateLimiter, check_id};
 
 /// What becomes of a guest's flush.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,9 +47,9 @@ pub struct Drive {
     /// The file or block device behind it.
     #[serde(default)]
     pub path_on_host: Option<PathBuf>,
-    /// Limits on the traffic; not supported yet.
+    /// Limits on the traffic.
     #[serde(default)]
-    pub rate_limiter: Option<Value>,
+    pub rate_limiter: Option<RateLimiter>,
     /// How the file is accessed.
     #[serde(default, deserialize_with = "super::null_as_default")]
     pub io_engine: IoEngine,
@@ -72,9 +71,6 @@ impl Drive {
         check_id("drive_id", &self.drive_id)?;
         if self.socket.is_some() {
             return Err(ConfigError::Unsupported("socket"));
-        }
-        if self.rate_limiter.is_some() {
-            return Err(ConfigError::Unsupported("rate_limiter"));
         }
         if self
             .path_on_host

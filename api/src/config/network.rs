@@ -2,9 +2,8 @@
 //! A network interface.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::{ConfigError, check_id};
+use super::{ConfigError, RateLimiter, check_id};
 
 /// The smallest MTU that IPv4 allows.
 const MIN_MTU: u16 = 68;
@@ -28,12 +27,12 @@ pub struct NetworkInterface {
     /// The MTU that the guest is told, in bytes.
     #[serde(default)]
     pub mtu: Option<u16>,
-    /// Limits on what the guest receives; not supported yet.
+    /// Limits on what the guest receives.
     #[serde(default)]
-    pub rx_rate_limiter: Option<Value>,
-    /// Limits on what the guest sends; not supported yet.
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// Limits on what the guest sends.
     #[serde(default)]
-    pub tx_rate_limiter: Option<Value>,
+    pub tx_rate_limiter: Option<RateLimiter>,
 }
 
 impl NetworkInterface {
@@ -46,12 +45,6 @@ impl NetworkInterface {
         check_id("iface_id", &self.iface_id)?;
         if self.host_dev_name.is_some() == self.bridge.is_some() {
             return Err(ConfigError::NetworkBackend(self.iface_id.clone()));
-        }
-        if self.rx_rate_limiter.is_some() {
-            return Err(ConfigError::Unsupported("rx_rate_limiter"));
-        }
-        if self.tx_rate_limiter.is_some() {
-            return Err(ConfigError::Unsupported("tx_rate_limiter"));
         }
         if let Some(mtu) = self.mtu.filter(|&mtu| mtu < MIN_MTU) {
             return Err(ConfigError::Mtu {

@@ -29,7 +29,9 @@ impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::bind(&dir.path().join("s"), 100).unwrap();
-        server.spawn(Box::new(Echo)).unwrap();
+        server
+            .spawn(Box::new(Echo), EventHub::default(), Arc::default())
+            .unwrap();
         Self { dir }
     }
 

@@ -3,8 +3,7 @@
 //! registers for sleep and reset, and a namespace with nothing but the devices.
 //!
 //! The namespace is kept as small as it can be, without methods: the guest interprets it while it
-//! boots. Nothing is said of an i8042: the one of this machine only resets, and a guest that is
-//! told of a keyboard controller waits for its answers.
+//! boots.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -34,6 +33,8 @@ const HYPERVISOR_VENDOR: [u8; 8] = *b"BRUMEVM\0";
 /// Revision of the DSDT: 2 and above have integers of 64 bits.
 const DSDT_REVISION: u8 = 2;
 const DSDT_HEADER_SIZE: u32 = 36;
+/// `IAPC_BOOT_ARCH`: there is an i8042.
+const KEYBOARD_CONTROLLER: u16 = 1 << 1;
 /// `IAPC_BOOT_ARCH`: there is no VGA, and no CMOS real-time clock.
 const VGA_NOT_PRESENT: u16 = 1 << 2;
 const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
@@ -88,6 +89,7 @@ fn dsdt(devices: &[MmioDevice]) -> Sdt {
     soft_off().to_aml_bytes(&mut aml);
     let mut bus = Vec::new();
     serial_port(&mut bus);
+    keyboard(&mut bus);
     for (index, device) in devices.iter().enumerate() {
         virtio_mmio(index, device, &mut bus);
     }
@@ -117,6 +119,14 @@ fn serial_port(bus: &mut Vec<u8>) {
     let interrupt = edge(layout::COM1_GSI);
     let resources = ResourceTemplate::new(vec![&ports, &interrupt]);
     device("COM1", &EISAName::new("PNP0501"), 0, &resources, bus);
+}
+
+fn keyboard(bus: &mut Vec<u8>) {
+    let [data, command] = [layout::I8042_DATA_PORT, layout::I8042_COMMAND_PORT];
+    let (data, command) = (IO::new(data, data, 1, 1), IO::new(command, command, 1, 1));
+    let interrupt = edge(layout::KEYBOARD_GSI);
+    let resources = ResourceTemplate::new(vec![&data, &command, &interrupt]);
+    device("PS2K", &EISAName::new("PNP0303"), 0, &resources, bus);
 }
 
 /// A virtio-mmio device, by the id that Linaro registered for it.
@@ -150,7 +160,7 @@ fn fadt(dsdt: u64) -> impl Aml {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::Headless);
-    fadt.iapc_boot_arch = (VGA_NOT_PRESENT | CMOS_RTC_NOT_PRESENT).into();
+    fadt.iapc_boot_arch = (KEYBOARD_CONTROLLER | VGA_NOT_PRESENT | CMOS_RTC_NOT_PRESENT).into();
     fadt.reset_reg = byte_port(layout::ACPI_RESET_PORT);
     fadt.reset_value = layout::ACPI_RESET_VALUE;
     fadt.sleep_control_reg = byte_port(layout::ACPI_SLEEP_CONTROL_PORT);
@@ -250,8 +260,8 @@ mod tests {
         assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
         assert_eq!(
             u16_at(&fadt, 109),
-            0b10_0100,
-            "no i8042, no VGA, no CMOS clock"
+            0b10_0110,
+            "an i8042, no VGA, no CMOS clock"
         );
         for (offset, port) in [
             (116, layout::ACPI_RESET_PORT),

@@ -90,6 +90,8 @@ pub const KVM_TSS_ADDRESS: u64 = 0xfffb_d000;
 pub const IOAPIC_PINS: u8 = 24;
 /// Last GSI that is an I/O APIC pin.
 pub const LAST_GSI: u32 = 23;
+/// GSI of the keyboard controller.
+pub const KEYBOARD_GSI: u32 = 1;
 /// GSI of the first serial port.
 pub const COM1_GSI: u32 = 4;
 /// First GSI for virtio-mmio devices: those below belong to the timer, the keyboard, the cascade

@@ -72,6 +72,9 @@ pub enum BlockError {
         /// What the host said.
         source: io::Error,
     },
+    /// There are no more file descriptors.
+    #[error("the host gives no event or timer for a disk")]
+    Events(#[source] io::Error),
 }
 
 /// An opened image. It stays locked until it is dropped.
@@ -125,6 +128,21 @@ impl Disk {
             path: path.into(),
             source,
         })
+    }
+
+    /// The image again, as large as it is now, if `path` leads to this one. It keeps its lock,
+    /// which a second opening would not get.
+    pub(super) fn reopened(&self, path: &Path) -> Option<Result<Self, BlockError>> {
+        let (here, there) = (self.file.metadata().ok()?, path.metadata().ok()?);
+        if (here.dev(), here.ino()) != (there.dev(), there.ino()) {
+            return None;
+        }
+        let again = self.file.try_clone();
+        let disk = again.and_then(|file| Self::of_file(file, path, self.read_only));
+        Some(disk.map_err(|source| BlockError::Size {
+            path: path.into(),
+            source,
+        }))
     }
 
     fn of_file(file: File, path: &Path, read_only: bool) -> io::Result<Self> {

@@ -4,10 +4,12 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use libc::{FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, RWF_DSYNC};
 use vm_memory::GuestAddress;
 
+use super::counters::Kind;
 use super::disk::Disk;
 use super::host::{self, Direction, Transfer};
 use super::request::Request;
@@ -20,6 +22,12 @@ pub(super) struct Ticket {
     pub(super) head: u16,
     /// The address of its status byte.
     pub(super) status: GuestAddress,
+    /// What it is counted as.
+    pub(super) kind: Kind,
+    /// How many bytes on the disk it is about.
+    pub(super) bytes: u64,
+    /// When it was taken from the queue.
+    pub(super) begun: Instant,
 }
 
 /// A request that came to its end.
@@ -64,6 +72,9 @@ pub(super) trait Engine: Send {
     fn wait(&mut self) -> io::Result<bool> {
         Ok(false)
     }
+
+    /// Goes on with another disk. Nothing may be in flight.
+    fn set_disk(&mut self, disk: Arc<Disk>);
 
     /// What becomes readable when a request is done.
     fn wake_fd(&self) -> Option<RawFd> {

@@ -5,11 +5,14 @@ use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use thiserror::Error;
 use vm_memory::{Bytes, GuestMemoryError};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::control::Shared;
+use super::counters::Kind;
 use super::engine::{Done, Engine, Ticket};
 use super::request::{HEADER_SIZE, ID_SIZE, Limits, Refusal, Request, S_IOERR, S_OK};
 use crate::device::StartError;
@@ -49,6 +52,9 @@ pub(super) struct Parts {
     /// What log messages call the device.
     pub(super) name: String,
     pub(super) engine: Box<dyn Engine>,
+    pub(super) shared: Arc<Shared>,
+    /// That of the disk which `engine` has.
+    pub(super) generation: u64,
 }
 
 /// The queue of a running block device, and what serves it.
@@ -59,6 +65,10 @@ pub(super) struct Server {
     unpublished: usize,
     /// How many bytes of data were asked for in this round.
     round_bytes: u64,
+    /// Whether the rate limiter holds requests back.
+    throttled: bool,
+    /// About the time that it is: it was read when the last request began or ended.
+    now: Instant,
 }
 
 impl Server {
@@ -68,6 +78,8 @@ impl Server {
             chain: Chain::new(),
             unpublished: 0,
             round_bytes: 0,
+            throttled: false,
+            now: Instant::now(),
         }
     }
 
@@ -76,18 +88,28 @@ impl Server {
         let Some(status) = self.chain.writable().last_byte() else {
             return Err(ServeError::NoStatus.into());
         };
-        let ticket = Ticket {
+        let mut ticket = Ticket {
             head: self.chain.head(),
             status,
+            kind: Kind::Other,
+            bytes: 0,
+            begun: self.now,
         };
         let Parts { limits, memory, .. } = &self.parts;
-        let begun = limits
-            .parse(&self.chain, memory)
-            .and_then(|request| self.begin(request, ticket));
+        let begun = limits.parse(&self.chain, memory).and_then(|request| {
+            ticket.kind = Kind::of(&request);
+            ticket.bytes = request.len();
+            self.begin(request, ticket)
+        });
         match begun {
             Ok(None) => Ok(()),
-            Ok(Some(done)) => self.finish_request(&done),
+            Ok(Some(done)) => {
+                // With requests that are carried out at once, one ends when the next begins.
+                self.now = Instant::now();
+                self.finish_request(&done)
+            }
             Err(refusal) => {
+                self.parts.shared.counters.refused.add(1);
                 self.warn(&refusal);
                 self.answer(ticket, 0, refusal.status())
             }
@@ -114,14 +136,25 @@ impl Server {
             }
             Request::Flush | Request::Discard { .. } | Request::WriteZeroes { .. } => {}
         }
-        self.round_bytes = self.round_bytes.saturating_add(request.len());
+        self.round_bytes = self.round_bytes.saturating_add(ticket.bytes);
+        if ticket.kind.is_transfer() {
+            parts.shared.limiter.charge(ticket.bytes);
+        }
         Ok(parts.engine.start(request, ticket))
     }
 
     fn finish_request(&mut self, done: &Done) -> Result<(), StartError> {
+        let counters = &self.parts.shared.counters;
         let status = match &done.result {
-            Ok(()) => S_OK,
+            Ok(()) => {
+                let Ticket {
+                    kind, bytes, begun, ..
+                } = done.ticket;
+                counters.add(kind, bytes, self.now.saturating_duration_since(begun));
+                S_OK
+            }
             Err(error) => {
+                counters.failed.add(1);
                 let Parts { name, signals, .. } = &self.parts;
                 signals.warn(format_args!("{name}: the host failed a request: {error}"));
                 S_IOERR
@@ -161,6 +194,9 @@ impl Server {
     fn collect(&mut self) -> Result<bool, StartError> {
         let mut any = false;
         while let Some(done) = self.parts.engine.next_done() {
+            if !any {
+                self.now = Instant::now();
+            }
             any = true;
             self.finish_request(&done)?;
         }
@@ -181,24 +217,60 @@ impl Server {
             }
         }
     }
+
+    /// Goes on with the disk that there is now, if it is another one.
+    fn look_for_exchange(&mut self) -> Result<(), StartError> {
+        let generation = self.parts.shared.generation();
+        if generation != self.parts.generation {
+            self.drain()?;
+            let disk = self.parts.shared.disk();
+            self.parts.generation = generation;
+            self.parts.limits.sectors = disk.sectors;
+            self.parts.engine.set_disk(disk);
+        }
+        Ok(())
+    }
+
+    /// Takes the next request from the queue, if there is one that may be taken.
+    fn take(&mut self) -> Result<bool, StartError> {
+        let Parts {
+            queue,
+            engine,
+            shared,
+            ..
+        } = &mut self.parts;
+        if self.round_bytes >= MAX_ROUND_BYTES
+            || !engine.has_room()
+            || !queue.pop(&mut self.chain)?
+        {
+            return Ok(false);
+        }
+        if !shared.limiter.admits() {
+            queue.undo_pop();
+            self.throttled = true;
+            return Ok(false);
+        }
+        Ok(true)
+    }
 }
 
 impl Backend for Server {
     type State = QueueState;
 
     fn process(&mut self) -> Result<bool, StartError> {
+        self.look_for_exchange()?;
         let mut worked = self.collect()?;
         self.round_bytes = 0;
-        for _ in 0..MAX_ROUND {
-            if self.round_bytes >= MAX_ROUND_BYTES
-                || !self.parts.engine.has_room()
-                || !self.parts.queue.pop(&mut self.chain)?
-            {
-                break;
+        self.throttled = false;
+        let mut taken = 0;
+        while taken < MAX_ROUND && self.take()? {
+            if taken == 0 {
+                self.now = Instant::now();
             }
-            worked = true;
+            taken += 1;
             self.serve()?;
         }
+        worked |= taken > 0;
         self.parts.engine.submit().map_err(ServeError::Host)?;
         worked |= self.collect()?;
         self.publish()?;
@@ -207,18 +279,27 @@ impl Backend for Server {
 
     fn arm(&mut self) -> Result<bool, StartError> {
         // Without room there is nothing to do for new requests; the engine wakes us when there is.
-        Ok(self.parts.engine.has_room() && self.parts.queue.enable_kicks()?)
+        // What the limiter holds back is there to be taken when its timer wakes us.
+        let takes_more = self.parts.engine.has_room() && !self.throttled;
+        Ok(takes_more && self.parts.queue.enable_kicks()?)
     }
 
     fn disarm(&mut self) -> Result<(), StartError> {
+        self.parts.shared.counters.kicks.add(1);
         Ok(self.parts.queue.suppress_kicks()?)
     }
 
     fn wake_fds(&self) -> Vec<RawFd> {
         let kick = self.parts.kick.as_raw_fd();
-        [Some(kick), self.parts.engine.wake_fd()]
+        let shared = &self.parts.shared;
+        let fixed = [
+            kick,
+            shared.limiter.as_raw_fd(),
+            shared.exchanged.as_raw_fd(),
+        ];
+        fixed
             .into_iter()
-            .flatten()
+            .chain(self.parts.engine.wake_fd())
             .collect()
     }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine that carries out each request on the worker's thread, one after the other.
 
+use std::sync::Arc;
+
+use super::disk::Disk;
 use super::engine::{Done, Engine, Image, Ticket};
 use super::request::Request;
 use crate::memory::{GuestMemory, IoBuffers};
@@ -28,6 +31,10 @@ impl Engine for SyncEngine {
     fn buffers(&mut self) -> &mut IoBuffers {
         self.buffers.clear();
         &mut self.buffers
+    }
+
+    fn set_disk(&mut self, disk: Arc<Disk>) {
+        self.image.disk = disk;
     }
 
     fn start(&mut self, request: Request, ticket: Ticket) -> Option<Done> {

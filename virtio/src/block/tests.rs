@@ -20,6 +20,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::*;
 use crate::device::feature;
+use crate::limiter::{BucketLimits, BucketUpdate};
 use crate::testing::{BUFFERS, Driver, MEMORY_END, Piece, Used, memory, readable, writable};
 
 const IN: u32 = 0;
@@ -52,6 +53,7 @@ fn config(path: &Path, engine: Engine) -> BlockConfig {
         engine,
         cache: CacheType::Writeback,
         lock: true,
+        limits: LimiterUpdate::default(),
     }
 }
 
@@ -787,4 +789,105 @@ fn a_block_device_of_the_host_is_served_like_a_file() {
             assert!(full < 8192, "the space was not given back: {full}");
         }
     }
+}
+
+#[test]
+fn the_image_can_be_exchanged_while_requests_go_on() {
+    for engine in BOTH {
+        let (old, new) = (image(64 << 10), NamedTempFile::new().unwrap());
+        new.as_file()
+            .write_all_at(&pattern(128 << 10, 7), 0)
+            .unwrap();
+        let mut guest = Guest::new(config(old.path(), engine));
+        let control = guest.block.control();
+        assert_eq!(guest.read_sectors(0, 4096), pattern(64 << 10, 1)[..4096]);
+        let before = guest.interrupts.load(Ordering::SeqCst);
+        control.set_image(new.path()).unwrap();
+        assert!(guest.interrupts.load(Ordering::SeqCst) > before);
+        let mut sectors = [0; 8];
+        guest.block.read_config(0, &mut sectors);
+        assert_eq!(u64::from_le_bytes(sectors), 256);
+        assert_eq!(
+            guest.read_sectors(200, 4096),
+            pattern(128 << 10, 7)[200 * 512..][..4096]
+        );
+        // The old image is let go, with its lock.
+        Block::open(config(old.path(), engine)).unwrap();
+        assert_eq!(control.counts().updates, 1);
+    }
+}
+
+#[test]
+fn an_image_that_grew_is_given_again() {
+    let file = image(64 << 10);
+    let mut guest = Guest::new(config(file.path(), Engine::Sync));
+    file.as_file().set_len(1 << 20).unwrap();
+    guest.block.control().set_image(file.path()).unwrap();
+    assert_eq!(guest.read_sectors(2000, 512), [0; 512]);
+    // It is still locked.
+    assert!(Block::open(config(file.path(), Engine::Sync)).is_err());
+}
+
+#[test]
+fn an_image_that_cannot_be_used_changes_nothing() {
+    let file = image(64 << 10);
+    let mut guest = Guest::new(config(file.path(), Engine::Sync));
+    let control = guest.block.control();
+    for path in ["/", "/dev/null", "/no/such/image"] {
+        assert!(control.set_image(Path::new(path)).is_err(), "{path}");
+    }
+    assert_eq!(guest.read_sectors(0, 512), pattern(64 << 10, 1)[..512]);
+    assert_eq!(control.counts().update_fails, 3);
+}
+
+#[test]
+fn limited_requests_wait_and_then_go_on() {
+    for engine in BOTH {
+        let file = image(64 << 10);
+        let limits = BucketLimits {
+            size: 4,
+            refill_time: Duration::from_millis(200),
+            one_time_burst: 0,
+        };
+        let mut guest = Guest::new(BlockConfig {
+            limits: LimiterUpdate {
+                ops: BucketUpdate::Set(limits),
+                bandwidth: BucketUpdate::Keep,
+            },
+            ..config(file.path(), engine)
+        });
+        let start = Instant::now();
+        for _ in 0..12 {
+            guest.read_sectors(0, 512);
+        }
+        let took = start.elapsed();
+        // Four at once, and one every 50 ms after that.
+        assert!(took >= Duration::from_millis(380), "{engine:?}: {took:?}");
+        assert!(guest.block.control().counts().throttled >= 8);
+        // A flush moves nothing and is not held back by what was spent.
+        guest.block.control().limit(LimiterUpdate {
+            ops: BucketUpdate::Remove,
+            bandwidth: BucketUpdate::Keep,
+        });
+        for _ in 0..100 {
+            guest.read_sectors(0, 512);
+        }
+    }
+}
+
+#[test]
+fn requests_are_counted_with_their_time() {
+    let file = image(64 << 10);
+    let mut guest = Guest::new(config(file.path(), Engine::Sync));
+    guest.read_sectors(0, 1024);
+    guest.write_sectors(0, &[1; 512]);
+    assert_eq!(guest.request(FLUSH, 0, &[]).0, OK);
+    assert_eq!(guest.request(99, 0, &[]).0, UNSUPP);
+    let counts = guest.block.control().counts();
+    assert_eq!((counts.reads.count, counts.reads.bytes), (1, 1024));
+    assert_eq!((counts.writes.count, counts.writes.bytes), (1, 512));
+    assert_eq!((counts.flushes.count, counts.refused), (1, 1));
+    let latency = counts.reads.latency;
+    assert_eq!(latency.classes.iter().sum::<u64>(), 1);
+    assert!(latency.min > Duration::ZERO && latency.min == latency.max);
 }

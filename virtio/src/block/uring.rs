@@ -22,12 +22,14 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, RWF_NOWAIT};
 
+use super::disk::Disk;
 use super::engine::{Done, Engine, Image, Ticket, is_refused};
 use super::host::{Direction, MAX_VECTORS, Transfer};
 use super::request::Request;
@@ -331,6 +333,12 @@ impl Engine for AsyncEngine {
             self.enter(1)?;
         }
         Ok(self.has_in_flight())
+    }
+
+    fn set_disk(&mut self, disk: Arc<Disk>) {
+        self.image.disk = disk;
+        // It may be on another file system.
+        (self.reads_now, self.writes_now) = (true, true);
     }
 
     fn wake_fd(&self) -> Option<RawFd> {

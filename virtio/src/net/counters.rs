@@ -1,23 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a network device counts. The worker alone writes; anybody may read at any time.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A counter with one writer.
-#[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(super) fn add(&self, amount: u64) {
-        // With one writer this loses nothing, and needs no locked instruction.
-        let value = self.0.load(Ordering::Relaxed);
-        self.0.store(value.wrapping_add(amount), Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use brume_devices::Counter;
 
 /// The running counters of a device.
 #[derive(Debug, Default)]
@@ -54,6 +38,10 @@ pub struct NetCounts {
     pub tx_bad_chains: u64,
     /// Frames that the TAP refused.
     pub tx_errors: u64,
+    /// How often the rate limiter made a frame wait on its way to the guest.
+    pub rx_throttled: u64,
+    /// How often it made one wait that the guest had sent.
+    pub tx_throttled: u64,
 }
 
 impl NetCounters {
@@ -69,6 +57,7 @@ impl NetCounters {
             tx_bytes: self.tx_bytes.get(),
             tx_bad_chains: self.tx_bad_chains.get(),
             tx_errors: self.tx_errors.get(),
+            ..NetCounts::default()
         }
     }
 }

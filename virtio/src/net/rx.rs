@@ -11,11 +11,9 @@
 //! device stops are then simply the last ones, and are put back.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use super::counters::NetCounters;
-use super::tap::{Frame, Tap};
-use super::{BATCH, HEADER_LEN, MAX_FRAME};
+use super::tap::Frame;
+use super::{BATCH, Ends, HEADER_LEN, MAX_FRAME};
 use crate::memory::{GuestMemory, IoBuffers};
 use crate::queue::{Chain, Queue, QueueError, QueueState};
 use crate::signals::DeviceSignals;
@@ -40,8 +38,7 @@ impl Waiting {
 pub(super) struct Rx {
     queue: Queue,
     memory: GuestMemory,
-    tap: Arc<Tap>,
-    counters: Arc<NetCounters>,
+    ends: Ends,
     /// Whether a frame may take several chains (VIRTIO_NET_F_MRG_RXBUF).
     mergeable: bool,
     waiting: VecDeque<Waiting>,
@@ -65,18 +62,11 @@ pub(super) struct Rx {
 }
 
 impl Rx {
-    pub(super) fn new(
-        queue: Queue,
-        memory: &GuestMemory,
-        mergeable: bool,
-        tap: Arc<Tap>,
-        counters: Arc<NetCounters>,
-    ) -> Self {
+    pub(super) fn new(queue: Queue, memory: &GuestMemory, mergeable: bool, ends: Ends) -> Self {
         Self {
             queue,
             memory: memory.clone(),
-            tap,
-            counters,
+            ends,
             mergeable,
             waiting: VecDeque::new(),
             room: 0,
@@ -114,7 +104,9 @@ impl Rx {
             Some(frame) => frame,
             None => {
                 self.gather(self.expected as u64)?;
-                if self.waiting.front().is_none_or(Waiting::is_useless) {
+                if self.waiting.front().is_none_or(Waiting::is_useless)
+                    || !self.ends.limiter.admits()
+                {
                     return Ok(false);
                 }
                 let Some(frame) = self.read_frame(signals)? else {
@@ -139,7 +131,7 @@ impl Rx {
         for _ in 0..=self.queue.size() {
             match self.waiting.front() {
                 Some(front) if front.is_useless() => {
-                    self.counters.rx_bad_chains.add(1);
+                    self.ends.counters.rx_bad_chains.add(1);
                     self.use_front(0)?;
                     continue;
                 }
@@ -196,12 +188,12 @@ impl Rx {
             }
             self.placed = true;
         }
-        let frame = match self.tap.read_frame(&self.places, &mut self.spill) {
+        let frame = match self.ends.tap.read_frame(&self.places, &mut self.spill) {
             Ok(frame) => frame,
             Err(error) => {
-                self.counters.rx_errors.add(1);
+                self.ends.counters.rx_errors.add(1);
                 if !std::mem::replace(&mut self.failed, true) {
-                    let name = self.tap.name();
+                    let name = self.ends.tap.name();
                     signals.warn(format_args!("TAP {name} cannot be read: {error}"));
                 }
                 None
@@ -209,6 +201,8 @@ impl Rx {
         };
         if let Some(frame) = frame {
             self.places.mark_written(frame.direct);
+            let bytes = frame.len.saturating_sub(HEADER_LEN.into());
+            self.ends.limiter.charge(bytes as u64);
         }
         Ok(frame)
     }
@@ -220,7 +214,7 @@ impl Rx {
             self.held = Some(frame);
             return false;
         }
-        self.counters.rx_dropped.add(1);
+        self.ends.counters.rx_dropped.add(1);
         self.held = None;
         true
     }
@@ -249,9 +243,9 @@ impl Rx {
             // At most a frame's length.
             self.use_front(u32::try_from(len).unwrap_or(u32::MAX))?;
         }
-        self.counters.rx_frames.add(1);
+        self.ends.counters.rx_frames.add(1);
         let bytes = frame.len.saturating_sub(HEADER_LEN.into());
-        self.counters.rx_bytes.add(bytes as u64);
+        self.ends.counters.rx_bytes.add(bytes as u64);
         Ok(())
     }
 
@@ -293,7 +287,7 @@ impl Rx {
     /// Puts back what was popped. A frame that is still held is lost, as on any wire.
     pub(super) fn finish(mut self) -> QueueState {
         if self.held.is_some() {
-            self.counters.rx_dropped.add(1);
+            self.ends.counters.rx_dropped.add(1);
         }
         for _ in &self.waiting {
             self.queue.undo_pop();

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use brume_devices::Interrupt;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::{Ends, NetCounters, Tap};
+use crate::limiter::{Limiter, LimiterUpdate};
 use crate::memory::GuestMemory;
 use crate::signals::DeviceSignals;
 use crate::testing::{BUFFERS, Driver};
@@ -53,6 +55,15 @@ fn read(memory: &GuestMemory, address: u64, len: usize) -> Vec<u8> {
     let mut data = vec![0; len];
     memory.read_slice(&mut data, GuestAddress(address)).unwrap();
     data
+}
+
+/// What a direction works with, unlimited.
+fn ends(tap: &Arc<Tap>, counters: &Arc<NetCounters>) -> Ends {
+    Ends {
+        tap: tap.clone(),
+        counters: counters.clone(),
+        limiter: Arc::new(Limiter::new(LimiterUpdate::default()).unwrap()),
+    }
 }
 
 /// Waits until `condition` holds, and fails if it does not within a while.

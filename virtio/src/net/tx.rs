@@ -8,44 +8,42 @@
 //! A frame that is for the VMM itself, or that has to wait for a rate limit, would be caught in
 //! [`Tx::transmit`], before the TAP sees it.
 
-use std::sync::Arc;
-
-use super::counters::NetCounters;
-use super::tap::Tap;
-use super::{BATCH, HEADER_LEN, MAX_FRAME};
+use super::{BATCH, Ends, HEADER_LEN, MAX_FRAME};
 use crate::memory::{GuestMemory, IoBuffers};
 use crate::queue::{Chain, Queue, QueueError, QueueState};
 use crate::signals::DeviceSignals;
 
 pub(super) struct Tx {
     queue: Queue,
-    tap: Arc<Tap>,
-    counters: Arc<NetCounters>,
+    ends: Ends,
     chain: Chain,
     buffers: IoBuffers,
+    /// Whether the rate limiter holds frames back.
+    throttled: bool,
 }
 
 impl Tx {
-    pub(super) fn new(
-        queue: Queue,
-        memory: &GuestMemory,
-        tap: Arc<Tap>,
-        counters: Arc<NetCounters>,
-    ) -> Self {
+    pub(super) fn new(queue: Queue, memory: &GuestMemory, ends: Ends) -> Self {
         Self {
             queue,
-            tap,
-            counters,
+            ends,
             chain: Chain::new(),
             buffers: IoBuffers::new(memory.clone()),
+            throttled: false,
         }
     }
 
     /// Sends up to a batch of frames; whether there was any.
     pub(super) fn process(&mut self, signals: &DeviceSignals) -> Result<bool, QueueError> {
         let mut any = false;
+        self.throttled = false;
         for _ in 0..BATCH {
             if !self.queue.pop(&mut self.chain)? {
+                break;
+            }
+            if !self.ends.limiter.admits() {
+                self.queue.undo_pop();
+                self.throttled = true;
                 break;
             }
             any = true;
@@ -63,7 +61,11 @@ impl Tx {
 
     /// Sends what is in the chain.
     fn transmit(&mut self) {
-        let counters = &self.counters;
+        let Ends {
+            tap,
+            counters,
+            limiter,
+        } = &self.ends;
         let frame = self.chain.readable();
         let Some(len) = frame_len(frame.len()) else {
             counters.tx_bad_chains.add(1);
@@ -74,7 +76,8 @@ impl Tx {
             counters.tx_bad_chains.add(1);
             return;
         }
-        match self.tap.write_frame(&self.buffers) {
+        limiter.charge(len);
+        match tap.write_frame(&self.buffers) {
             Ok(()) => {
                 counters.tx_frames.add(1);
                 counters.tx_bytes.add(len);
@@ -84,7 +87,8 @@ impl Tx {
     }
 
     pub(super) fn arm(&mut self) -> Result<bool, QueueError> {
-        self.queue.enable_kicks()
+        // What the limiter holds back is there to be sent when its timer wakes us.
+        Ok(!self.throttled && self.queue.enable_kicks()?)
     }
 
     pub(super) fn disarm(&mut self) -> Result<(), QueueError> {

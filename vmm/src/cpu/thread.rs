@@ -13,10 +13,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use brume_devices::Bus;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::counters::{VcpuCounters, VcpuCounts};
 use super::exit;
 use super::kick::{Kickable, install_handler, kick};
 use super::report::{FailureReport, VcpuFailure};
@@ -58,6 +60,7 @@ pub(crate) struct VcpuEnd {
 pub(crate) struct VcpuHandle {
     commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
+    counters: Arc<VcpuCounters>,
 }
 
 impl VcpuHandle {
@@ -70,6 +73,8 @@ impl VcpuHandle {
     ) -> io::Result<Self> {
         install_handler();
         let (commands, receiver) = channel();
+        let counters = Arc::<VcpuCounters>::default();
+        let counted = counters.clone();
         let thread = thread::Builder::new()
             .name(format!("fc_vcpu {index}"))
             // Emulation is shallow; each page of stack counts against every guest.
@@ -81,6 +86,7 @@ impl VcpuHandle {
                     vcpu,
                     buses,
                     commands: receiver,
+                    counters: counted,
                 }
                 .run();
                 if let Some(outcome) = outcome {
@@ -90,7 +96,13 @@ impl VcpuHandle {
         Ok(Self {
             commands,
             thread: Some(thread),
+            counters,
         })
+    }
+
+    /// What the vCPU has counted so far.
+    pub(crate) fn counts(&self) -> VcpuCounts {
+        self.counters.get()
     }
 
     /// Lets the vCPU run.
@@ -144,6 +156,7 @@ struct Runner {
     vcpu: Kickable,
     buses: VcpuBuses,
     commands: Receiver<Command>,
+    counters: Arc<VcpuCounters>,
 }
 
 impl Runner {
@@ -158,6 +171,9 @@ impl Runner {
                 step => step,
             };
             if let Step::End(outcome) = step {
+                if let Some(VcpuOutcome::Failed(_)) = outcome {
+                    self.counters.failures.add(1);
+                }
                 return outcome;
             }
         }
@@ -211,15 +227,19 @@ impl Runner {
         };
         match exit {
             VcpuExit::MmioRead(address, data) => {
+                let begun = Instant::now();
                 self.buses.mmio.read(address, data);
+                self.counters.mmio_read.add(begun.elapsed());
                 Step::Enter
             }
             VcpuExit::MmioWrite(address, data) => {
+                let begun = Instant::now();
                 self.buses.mmio.write(address, data);
+                self.counters.mmio_write.add(begun.elapsed());
                 Step::Enter
             }
             VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => self.port_access(),
-            VcpuExit::Intr => Step::LookForCommand,
+            VcpuExit::Intr => self.kicked(),
             // An edge that needs no answer from here.
             VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => Step::Enter,
             VcpuExit::Shutdown | VcpuExit::Hlt => Step::End(Some(VcpuOutcome::Shutdown)),
@@ -245,9 +265,20 @@ impl Runner {
         }
     }
 
+    fn kicked(&self) -> Step {
+        self.counters.kicks.add(1);
+        Step::LookForCommand
+    }
+
     fn port_access(&mut self) -> Step {
         let Some(access) = exit::port_access(&mut self.vcpu.vcpu) else {
             return Step::Enter;
+        };
+        let begun = Instant::now();
+        let counter = if access.input {
+            &self.counters.io_in
+        } else {
+            &self.counters.io_out
         };
         let (bus, port) = (&self.buses.pio, u64::from(access.port));
         for data in access.data.chunks_mut(access.width.max(1)) {
@@ -257,13 +288,14 @@ impl Runner {
                 bus.write(port, data);
             }
         }
+        counter.add(begun.elapsed());
         Step::Enter
     }
 
     fn run_error(&self, error: kvm_ioctls::Error) -> Step {
         match error.errno() {
             // EAGAIN: a vCPU that waited for its start-up interrupt was woken.
-            libc::EINTR | libc::EAGAIN => Step::LookForCommand,
+            libc::EINTR | libc::EAGAIN => self.kicked(),
             _ => failed(VcpuFailure::Run {
                 index: self.index,
                 source: error,

@@ -7,7 +7,9 @@ use std::sync::atomic::AtomicU32;
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::block::disk::Disk;
 use crate::device::StartContext;
+use crate::limiter::LimiterUpdate;
 use crate::memory::IoBuffers;
 use crate::testing::{BUFFERS, Driver, MEMORY_END, memory, readable, writable};
 
@@ -40,6 +42,10 @@ impl Engine for SlowEngine {
     fn buffers(&mut self) -> &mut IoBuffers {
         self.buffers.clear();
         &mut self.buffers
+    }
+
+    fn set_disk(&mut self, _disk: Arc<Disk>) {
+        assert!(self.held.lock().unwrap().tickets.is_empty());
     }
 
     fn start(&mut self, _request: Request, ticket: Ticket) -> Option<Done> {
@@ -108,8 +114,15 @@ fn server_of(sectors: u64) -> (Server, Driver, Arc<Mutex<Held>>) {
         serial: [0; ID_SIZE as usize],
         name: "block device test".into(),
         engine: Box::new(engine),
+        shared: Arc::new(Shared::new(disk(), LimiterUpdate::default()).unwrap()),
+        generation: 0,
     });
     (server, driver, held)
+}
+
+fn disk() -> Disk {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    Disk::open(file.path(), false, false).unwrap()
 }
 
 /// Offers a read of one sector, with its own status byte; its head.

@@ -5,11 +5,13 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{eventually, frame, read, second_driver, signals};
 use crate::device::{StartContext, StartedQueue, VirtioDevice, feature};
+use crate::limiter::{BucketLimits, BucketUpdate, LimiterUpdate};
 use crate::net::features::{MAC, MRG_RXBUF, MTU};
 use crate::net::{Net, NetConfig, NetError, Tap};
 use crate::signals::DeviceSignals;
@@ -24,6 +26,8 @@ fn config() -> NetConfig {
         id: "eth0".to_owned(),
         mac: None,
         mtu: None,
+        rx_limits: LimiterUpdate::default(),
+        tx_limits: LimiterUpdate::default(),
     }
 }
 
@@ -210,7 +214,7 @@ fn frames_go_both_ways() {
         }
         assert!(rig.interrupts.load(Ordering::SeqCst) > 0);
         rig.stop();
-        let counts = rig.net.counters().get();
+        let counts = rig.net.control().counts();
         assert_eq!((counts.rx_frames, counts.tx_frames), (500, 500));
     }
 }
@@ -223,7 +227,7 @@ fn a_kick_ends_the_wait_for_buffers() {
         for round in 0..20u8 {
             assert_eq!(rig.wire.write(&frame(100, round)).unwrap(), 100);
             // Long enough for the worker to have gone to sleep, most times.
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(2));
             assert_eq!(rig.rx.take_used(), None);
             rig.add_rx(0);
             rig.rx.kick();
@@ -260,7 +264,7 @@ fn nothing_is_lost_or_doubled_by_pauses_under_traffic() {
     }
     rig.rx.kick();
     let (mut sent, mut done, mut received, mut turns) = (0, 0, 0, 0u32);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while received < FRAMES {
         assert!(
             start.elapsed().as_secs() < 30,
@@ -296,7 +300,7 @@ fn nothing_is_lost_or_doubled_by_pauses_under_traffic() {
     }
     echo.join().unwrap();
     rig.stop();
-    assert_eq!(rig.net.counters().get().rx_dropped, 0);
+    assert_eq!(rig.net.control().counts().rx_dropped, 0);
 }
 
 #[test]
@@ -312,7 +316,7 @@ fn neither_direction_starves_the_other() {
     rig.start();
     rig.tx.kick();
     eventually("all frames arrived both ways", || {
-        let counts = rig.net.counters().get();
+        let counts = rig.net.control().counts();
         (counts.rx_frames, counts.tx_frames + counts.tx_errors) == (128, 256)
     });
 }
@@ -354,7 +358,7 @@ fn a_driver_that_only_adds_useless_buffers_does_not_keep_the_worker_from_stoppin
             }
         }
     });
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(50));
     rig.add_tx(0, &frame(100, 1));
     rig.tx.kick();
     let mut data = [0; 200];
@@ -366,5 +370,45 @@ fn a_driver_that_only_adds_useless_buffers_does_not_keep_the_worker_from_stoppin
     rig.net.stop();
     stop.store(true, Ordering::Relaxed);
     guest.join().unwrap();
-    assert!(rig.net.counters().get().rx_bad_chains > 0);
+    assert!(rig.net.control().counts().rx_bad_chains > 0);
+}
+
+#[test]
+fn limited_frames_wait_and_none_is_lost() {
+    let limits = LimiterUpdate {
+        ops: BucketUpdate::Set(BucketLimits {
+            size: 4,
+            refill_time: Duration::from_millis(100),
+            one_time_burst: 0,
+        }),
+        bandwidth: BucketUpdate::Keep,
+    };
+    let mut rig = Rig::new(16, MRG_RXBUF);
+    rig.net.control().limit(limits, limits);
+    rig.start();
+    let whole = frame(100, 1);
+    let start = Instant::now();
+    let mut data = [0; 2048];
+    for _ in 0..12 {
+        rig.tx
+            .memory
+            .write_slice(&whole, GuestAddress(TX_BUFFERS))
+            .unwrap();
+        rig.tx.add(&[readable(TX_BUFFERS, 100)]);
+        rig.tx.kick();
+        rig.add_rx(0);
+        rig.rx.kick();
+        assert_eq!(rig.wire.write(&whole).unwrap(), 100);
+        assert_eq!(rig.wire.read(&mut data).unwrap(), 100);
+        eventually("the frame arrives", || rig.rx.take_used().is_some());
+        eventually("the buffer comes back", || rig.tx.take_used().is_some());
+    }
+    // Four at once, and one every 25 ms after that.
+    assert!(start.elapsed() >= Duration::from_millis(190));
+    let counts = rig.net.control().counts();
+    assert_eq!((counts.rx_frames, counts.tx_frames), (12, 12));
+    assert!(
+        counts.rx_throttled >= 7 && counts.tx_throttled >= 7,
+        "{counts:?}"
+    );
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{eventually, frame, read, signals};
+use super::{ends, eventually, frame, read, signals};
 use crate::net::features::{BASIC_OFFLOADS, UDP_OFFLOADS, tap_offloads};
 use crate::net::interface::Control;
 use crate::net::rx::Rx;
@@ -262,7 +262,7 @@ fn frames_pass_between_the_guest_and_the_host() {
         whole[12..26].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5]);
 
         let queue = driver.queue(0);
-        let mut rx = Rx::new(queue, &driver.memory, true, tap.clone(), counters.clone());
+        let mut rx = Rx::new(queue, &driver.memory, true, ends(&tap, &counters));
         driver.add(&[writable(BUFFERS, 2048)]);
         let bytes = &whole[12..];
         // SAFETY: the pointer and the length are those of a slice.
@@ -281,7 +281,7 @@ fn frames_pass_between_the_guest_and_the_host() {
 
         let mut driver = Driver::new(memory(), 16);
         let queue = driver.queue(0);
-        let mut tx = Tx::new(queue, &driver.memory, tap.clone(), counters.clone());
+        let mut tx = Tx::new(queue, &driver.memory, ends(&tap, &counters));
         driver
             .memory
             .write_slice(&whole, GuestAddress(BUFFERS))
@@ -330,7 +330,7 @@ fn an_interface_that_was_removed_is_no_work() {
         let mut driver = Driver::new(memory(), 16);
         let counters: Arc<NetCounters> = Arc::default();
         let queue = driver.queue(0);
-        let mut rx = Rx::new(queue, &driver.memory, true, tap.clone(), counters.clone());
+        let mut rx = Rx::new(queue, &driver.memory, true, ends(&tap, &counters));
         driver.add(&[writable(BUFFERS, 2048)]);
         assert!(!rx.process(&signals).unwrap());
         assert_eq!(counters.get().rx_errors, 1);

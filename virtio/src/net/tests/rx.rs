@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{HEADER, frame, read, signals};
+use super::{HEADER, ends, frame, read, signals};
 use crate::device::feature;
 use crate::net::counters::NetCounts;
 use crate::net::rx::Rx;
@@ -60,8 +60,7 @@ impl Rig {
             self.driver.queue(self.features),
             &self.driver.memory,
             self.mergeable,
-            self.tap.clone(),
-            self.counters.clone(),
+            ends(&self.tap, &self.counters),
         ));
     }
 

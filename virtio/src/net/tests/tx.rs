@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{frame, signals};
+use super::{ends, frame, signals};
 use crate::device::feature;
 use crate::memory::GuestMemory;
 use crate::net::counters::NetCounts;
@@ -36,13 +36,12 @@ impl Rig {
         let (tap, wire) = Tap::mock();
         let (signals, interrupts) = signals();
         let driver = Driver::new(memory, size);
-        let counters = Arc::default();
+        let counters = Arc::<NetCounters>::default();
         Self {
             tx: Tx::new(
                 driver.queue(features),
                 &driver.memory,
-                Arc::new(tap),
-                Arc::clone(&counters),
+                ends(&Arc::new(tap), &counters),
             ),
             driver,
             wire,

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a machine counts, collected at one moment, and the two forms in which it is told.
+
+mod firecracker;
+mod host;
+mod prometheus;
+
+use std::time::Duration;
+
+use brume_api::ApiCounts;
+use brume_virtio::block::BlockCounts;
+use brume_virtio::net::NetCounts;
+
+use crate::cpu::VcpuCounts;
+use crate::lifecycle::VmState;
+use crate::telemetry::Times;
+
+pub(crate) use firecracker::{Sheet, json_line};
+pub(crate) use host::{HostUse, host_use};
+pub(crate) use prometheus::text;
+
+/// Everything that was counted so far.
+pub(crate) struct Counts {
+    pub(crate) state: VmState,
+    pub(crate) api: ApiCounts,
+    pub(crate) times: Times,
+    pub(crate) memory_bytes: u64,
+    pub(crate) vcpus: Vec<VcpuCounts>,
+    pub(crate) drives: Vec<(String, BlockCounts)>,
+    pub(crate) interfaces: Vec<(String, NetCounts)>,
+    pub(crate) host: HostUse,
+}
+
+/// A time in whole microseconds.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use brume_devices::LatencyCounter;
+
+    use super::*;
+
+    /// A machine with a drive that was read once and an interface.
+    pub(super) fn counts() -> Counts {
+        let latency = LatencyCounter::default();
+        latency.add(Duration::from_micros(40));
+        let mut drive = BlockCounts::default();
+        drive.reads.count = 1;
+        drive.reads.bytes = 512;
+        drive.reads.latency = latency.get();
+        let interface = NetCounts {
+            rx_frames: 3,
+            ..NetCounts::default()
+        };
+        Counts {
+            state: VmState::Running,
+            api: ApiCounts::default(),
+            times: Times {
+                pause: Duration::from_micros(5),
+                ..Times::default()
+            },
+            memory_bytes: 1 << 27,
+            vcpus: vec![VcpuCounts::default(); 2],
+            drives: vec![("root".into(), drive)],
+            interfaces: vec![("eth0".into(), interface)],
+            host: HostUse::default(),
+        }
+    }
+}

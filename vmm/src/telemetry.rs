@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a machine tells of itself: events, metrics to read, metrics in a file.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use brume_api::config::{MetricsConfig, VmConfig};
+use brume_api::{ApiMetrics, EventHub};
+use thiserror::Error;
+
+use crate::lifecycle::VmState;
+use crate::metrics::{Counts, Sheet, json_line};
+
+/// How often metrics are written without being asked for.
+pub(crate) const METRICS_PERIOD: Duration = Duration::from_secs(60);
+
+/// Why there are no metrics in a file.
+#[derive(Debug, Error)]
+pub enum MetricsError {
+    /// The file cannot be opened.
+    #[error(
+        "Cannot initialize the metrics system due to bad user input: {source} ({})",
+        path.display()
+    )]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is a file already.
+    #[error(
+        "Cannot initialize the metrics system due to bad user input: Reinitialization of metrics \
+         not allowed."
+    )]
+    Again,
+    /// There is none.
+    #[error("Metrics are not written: there was no PUT /metrics or --metrics-path.")]
+    None,
+    /// A line cannot be written.
+    #[error("Failed to write metrics: {0}")]
+    Write(#[source] io::Error),
+}
+
+/// The file that takes metrics, and what it has already.
+struct MetricsFile {
+    file: Box<dyn Write + Send>,
+    config: MetricsConfig,
+    last: Sheet,
+}
+
+/// What a machine tells of itself.
+#[derive(Default)]
+pub(crate) struct Telemetry {
+    pub(crate) events: EventHub,
+    pub(crate) api: Arc<ApiMetrics>,
+    /// Times that are told and not counted.
+    pub(crate) times: Times,
+    file: Option<MetricsFile>,
+    /// Lines that could not be written.
+    missed: u64,
+}
+
+/// How long things took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Times {
+    /// From the start of the process to a socket that can be connected to, and the CPU time.
+    pub(crate) startup: Option<(Duration, Duration)>,
+    /// The last pause.
+    pub(crate) pause: Duration,
+    /// The last resume.
+    pub(crate) resume: Duration,
+}
+
+impl Telemetry {
+    /// As `config` wants it.
+    ///
+    /// # Errors
+    ///
+    /// The file for metrics cannot be opened.
+    pub(crate) fn of(config: &VmConfig) -> Result<Self, MetricsError> {
+        let mut telemetry = Self::default();
+        if let Some(metrics) = &config.metrics {
+            telemetry.open_file(metrics)?;
+        }
+        Ok(telemetry)
+    }
+
+    /// Opens the file that takes metrics.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be opened, or there is one already.
+    pub(crate) fn open_file(&mut self, config: &MetricsConfig) -> Result<(), MetricsError> {
+        if self.file.is_some() {
+            return Err(MetricsError::Again);
+        }
+        let file = OpenOptions::new()
+            // Reading keeps a named pipe usable while nobody reads it.
+            .read(true)
+            .append(true)
+            .create(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&config.metrics_path)
+            .map_err(|source| MetricsError::Open {
+                path: config.metrics_path.clone(),
+                source,
+            })?;
+        self.file = Some(MetricsFile {
+            file: Box::new(file),
+            config: config.clone(),
+            last: Sheet::default(),
+        });
+        Ok(())
+    }
+
+    /// Whether there is a file that takes metrics.
+    pub(crate) fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Writes a line with what was counted since the last.
+    ///
+    /// # Errors
+    ///
+    /// There is no file, or it takes no more.
+    pub(crate) fn write(&mut self, id: &str, counts: &Counts) -> Result<(), MetricsError> {
+        let Some(MetricsFile { file, config, last }) = &mut self.file else {
+            return Err(MetricsError::None);
+        };
+        let sheet = Sheet::of(counts, self.missed);
+        let line = json_line(&sheet, last, config, id);
+        match file.write_all(line.as_bytes()) {
+            Ok(()) => {
+                *last = sheet;
+                Ok(())
+            }
+            Err(error) => {
+                self.missed += 1;
+                Err(MetricsError::Write(error))
+            }
+        }
+    }
+
+    /// Tells the machine's state.
+    pub(crate) fn tell_state(&self, state: VmState) {
+        let state = state.name();
+        self.events
+            .publish(brume_api::MachineEvent::State { state });
+    }
+}
+
+/// Measures how long `action` takes.
+pub(crate) fn timed<T>(time: &mut Duration, action: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = action();
+    *time = begun.elapsed();
+    result
+}
