@@ -4,10 +4,12 @@
 mod apply;
 mod boot_source;
 mod drive;
+mod entropy;
 mod error;
 mod logger;
 mod machine;
 mod network;
+mod rate_limiter;
 
 use std::fs::File;
 use std::io::Read;
@@ -18,10 +20,12 @@ use serde_json::Value;
 
 pub use boot_source::BootSource;
 pub use drive::{CacheType, Drive, IoEngine};
+pub use entropy::Entropy;
 pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
 pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
 pub use network::NetworkInterface;
+pub use rate_limiter::{RateLimiterConfig, TokenBucket};
 
 /// The largest configuration file that is read, in bytes.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -40,6 +44,9 @@ pub struct VmConfig {
     /// Network interfaces.
     #[serde(default, deserialize_with = "null_as_default")]
     pub network_interfaces: Vec<NetworkInterface>,
+    /// A source of random bytes.
+    #[serde(default)]
+    pub entropy: Option<Entropy>,
     /// Where the log goes.
     #[serde(default)]
     pub logger: Option<Logger>,
@@ -49,19 +56,19 @@ pub struct VmConfig {
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 5] = [
+const KNOWN: [&str; 6] = [
     "boot-source",
     "drives",
+    "entropy",
     "logger",
     "machine-config",
     "network-interfaces",
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 9] = [
+const UNSUPPORTED: [&str; 8] = [
     "balloon",
     "cpu-config",
-    "entropy",
     "memory-hotplug",
     "metrics",
     "mmds-config",

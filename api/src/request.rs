@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use crate::config::{
-    BootSource, Drive, Logger, MachineConfig, MachineConfigPatch, NetworkInterface,
+    BootSource, Drive, Entropy, Logger, MachineConfig, MachineConfigPatch, NetworkInterface,
 };
 use crate::fault::Fault;
 
@@ -44,6 +44,8 @@ pub enum Section {
     Drive(Drive),
     /// PUT /network-interfaces/{id}
     NetworkInterface(NetworkInterface),
+    /// PUT /entropy
+    Entropy(Entropy),
     /// PUT /logger
     Logger(Logger),
 }

@@ -10,10 +10,9 @@ use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 10] = [
+const UNSUPPORTED: [&str; 9] = [
     "balloon",
     "cpu-config",
-    "entropy",
     "hotplug",
     "metrics",
     "mmds",
@@ -90,6 +89,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("PUT", "actions") => parse_action(body),
         ("PUT", "boot-source") => Ok(configure(Section::BootSource(json(body)?))),
         ("PUT", "drives") => parse_drive(second, body),
+        ("PUT", "entropy") => Ok(configure(Section::Entropy(json(body)?))),
         ("PUT", "logger") => Ok(configure(Section::Logger(json(body)?))),
         ("PUT", "machine-config") => parse_machine_config(body),
         ("PUT", "network-interfaces") => parse_network_interface(second, body),

@@ -15,6 +15,7 @@ mod log_limit;
 mod memory;
 pub mod net;
 mod queue;
+pub mod rng;
 mod signals;
 #[cfg(test)]
 mod testing;

@@ -9,6 +9,7 @@ use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
 use brume_virtio::block::{self, Block, BlockConfig, BlockError};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
+use brume_virtio::rng::Rng;
 use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
 use brume_virtio::{DeviceSignals, GuestMemory, VirtioDevice};
 use thiserror::Error;
@@ -174,4 +175,9 @@ pub(crate) fn open_interface(
         Ok(net) => Ok(Box::new(net)),
         Err(source) => Err(AttachError::Net { id: id(), source }),
     }
+}
+
+/// Makes the entropy device.
+pub(crate) fn entropy() -> Box<dyn VirtioDevice> {
+    Box::new(Rng::new())
 }

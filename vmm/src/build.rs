@@ -243,7 +243,8 @@ fn open_devices(
 ) -> Result<Vec<Box<dyn brume_virtio::VirtioDevice>>, AttachError> {
     let drives = drives_in_order(config).map(attach::open_drive);
     let interfaces = config.network_interfaces.iter().map(attach::open_interface);
-    drives.chain(interfaces).collect()
+    let entropy = config.entropy.iter().map(|_| Ok(attach::entropy()));
+    drives.chain(interfaces).chain(entropy).collect()
 }
 
 /// The kernel's command line, with the root disk named if there is one.

@@ -25,6 +25,7 @@ impl VmConfig {
             Section::NetworkInterface(interface) => {
                 put(&mut next.network_interfaces, interface, |net| &net.iface_id);
             }
+            Section::Entropy(entropy) => next.entropy = Some(entropy),
             Section::Logger(logger) => next.logger = Some(logger),
         }
         next.validate()?;

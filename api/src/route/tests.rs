@@ -55,6 +55,7 @@ fn parts_of_the_configuration_are_understood() {
             "/network-interfaces/e",
             r#"{"iface_id": "e", "host_dev_name": "tap0"}"#,
         ),
+        ("PUT", "/entropy", "{}"),
         ("PUT", "/logger", r#"{"level": "debug"}"#),
     ] {
         let parsed = parse(method, path, body.as_bytes()).unwrap();

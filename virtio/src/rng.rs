@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The entropy device (virtio 1.3, section 5.4): random bytes of the host for the guest.
+//!
+//! The driver offers buffers and gets them back with random bytes in them, never more than
+//! [`MAX_REQUEST`] at a time, however long a chain claims to be: its descriptors may all name the
+//! same page. The kernel's generator does not run dry, so nothing is ever in flight.
+//!
+//! A request that has to wait for a rate limit would be caught in [`RngBackend::process`], between
+//! the pop and the answer, and be put back with [`Queue::undo_pop`].
+
+mod host;
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::GuestMemoryError;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
+use crate::queue::{Chain, Queue, QueueState};
+use crate::signals::DeviceSignals;
+use crate::worker::{Backend, Worker};
+
+/// The device ID of an entropy source.
+const DEVICE_TYPE: u32 = 4;
+const QUEUE_SIZES: [u16; 1] = [256];
+/// The most bytes that one request gets.
+const MAX_REQUEST: u64 = 64 * 1024;
+/// How many bytes are fetched from the host at a time.
+const PIECE: usize = 4096;
+/// Requests that are answered before a wish to stop is looked for.
+const BATCH: usize = 16;
+
+/// Why an entropy device does not start.
+#[derive(Debug, Error)]
+enum RngStartError {
+    #[error("an entropy device needs its queue, and the driver did not enable it")]
+    Queue,
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A request that gets no more bytes.
+#[derive(Debug, Error)]
+enum RequestError {
+    #[error("the host gives no random bytes: {0}")]
+    Host(#[from] io::Error),
+    #[error("a buffer cannot be written: {0}")]
+    Memory(#[from] GuestMemoryError),
+}
+
+/// An entropy device.
+#[derive(Default)]
+pub struct Rng {
+    worker: Option<Worker<RngBackend>>,
+}
+
+impl Rng {
+    /// A device that does not run yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&[], offset, data);
+    }
+
+    fn start(&mut self, context: StartContext) -> Result<(), StartError> {
+        let StartContext {
+            queues, signals, ..
+        } = context;
+        let Ok([Some(started)]) = <[_; 1]>::try_from(queues) else {
+            return Err(RngStartError::Queue.into());
+        };
+        let backend = RngBackend {
+            queue: started.queue,
+            kick: started.kick,
+            chain: Chain::new(),
+            piece: vec![0; PIECE].into(),
+            signals: signals.clone(),
+        };
+        let worker = Worker::spawn("rng", backend, signals).map_err(RngStartError::Thread)?;
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<Option<QueueState>> {
+        let state = self.worker.take().and_then(Worker::stop);
+        state.map_or_else(Vec::new, |queue| vec![Some(queue)])
+    }
+}
+
+impl Drop for Rng {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct RngBackend {
+    queue: Queue,
+    kick: Arc<EventFd>,
+    chain: Chain,
+    piece: Box<[u8]>,
+    signals: DeviceSignals,
+}
+
+impl RngBackend {
+    /// Answers the request in the chain; how many bytes it got.
+    fn answer(&mut self) -> u32 {
+        let wanted = self.chain.writable().len().min(MAX_REQUEST);
+        let mut done = 0;
+        while done < wanted {
+            let before = done;
+            if let Err(error) = self.write_piece(&mut done, wanted) {
+                self.signals
+                    .warn(format_args!("the entropy device: {error}"));
+                break;
+            }
+            if done == before {
+                break;
+            }
+        }
+        // Not more than MAX_REQUEST.
+        u32::try_from(done).unwrap_or(0)
+    }
+
+    /// Writes random bytes from `done` on, and not beyond `wanted`.
+    fn write_piece(&mut self, done: &mut u64, wanted: u64) -> Result<(), RequestError> {
+        let len = usize::try_from(wanted - *done).map_or(PIECE, |left| left.min(PIECE));
+        let piece = self.piece.get_mut(..len).unwrap_or_default();
+        host::fill(piece)?;
+        let memory = self.queue.memory();
+        let written = self.chain.writable().write_at(memory, *done, piece)?;
+        *done += written as u64;
+        Ok(())
+    }
+}
+
+impl Backend for RngBackend {
+    type State = QueueState;
+
+    fn process(&mut self) -> Result<bool, StartError> {
+        let mut any = false;
+        for _ in 0..BATCH {
+            if !self.queue.pop(&mut self.chain)? {
+                break;
+            }
+            any = true;
+            let len = self.answer();
+            self.queue.push_used(self.chain.head(), len)?;
+        }
+        if any {
+            self.queue.publish()?;
+            if self.queue.needs_interrupt()? {
+                self.signals.used_buffers();
+            }
+        }
+        Ok(any)
+    }
+
+    fn arm(&mut self) -> Result<bool, StartError> {
+        Ok(self.queue.enable_kicks()?)
+    }
+
+    fn disarm(&mut self) -> Result<(), StartError> {
+        Ok(self.queue.suppress_kicks()?)
+    }
+
+    fn wake_fds(&self) -> Vec<RawFd> {
+        vec![self.kick.as_raw_fd()]
+    }
+
+    fn finish(self) -> Self::State {
+        self.queue.state()
+    }
+}
+
+#[cfg(test)]
+mod tests;
