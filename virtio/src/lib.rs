@@ -9,6 +9,7 @@
 //! All of it takes the guest to be hostile: what is read from guest memory is checked where it is
 //! read, and a ring that makes no sense stops its device and nothing else.
 
+pub mod balloon;
 pub mod block;
 mod device;
 mod log_limit;
