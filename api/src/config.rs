@@ -2,6 +2,7 @@
 //! The configuration of one machine, and the file that holds it.
 
 mod apply;
+mod balloon;
 mod boot_source;
 mod drive;
 mod entropy;
@@ -18,6 +19,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use balloon::Balloon;
 pub use boot_source::BootSource;
 pub use drive::{CacheType, Drive, IoEngine};
 pub use entropy::Entropy;
@@ -25,7 +27,7 @@ pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
 pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
 pub use network::NetworkInterface;
-pub use rate_limiter::{RateLimiterConfig, TokenBucket};
+pub use rate_limiter::{RateLimiter, TokenBucket};
 
 /// The largest configuration file that is read, in bytes.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -44,6 +46,9 @@ pub struct VmConfig {
     /// Network interfaces.
     #[serde(default, deserialize_with = "null_as_default")]
     pub network_interfaces: Vec<NetworkInterface>,
+    /// A balloon for memory.
+    #[serde(default)]
+    pub balloon: Option<Balloon>,
     /// A source of random bytes.
     #[serde(default)]
     pub entropy: Option<Entropy>,
@@ -56,7 +61,8 @@ pub struct VmConfig {
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 6] = [
+const KNOWN: [&str; 7] = [
+    "balloon",
     "boot-source",
     "drives",
     "entropy",
@@ -66,8 +72,7 @@ const KNOWN: [&str; 6] = [
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 8] = [
-    "balloon",
+const UNSUPPORTED: [&str; 7] = [
     "cpu-config",
     "memory-hotplug",
     "metrics",
@@ -130,6 +135,9 @@ impl VmConfig {
     /// The machine cannot be made as it is described.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.machine_config.validate()?;
+        if let Some(balloon) = &self.balloon {
+            balloon.validate(self.machine_config.mem_size_mib)?;
+        }
         self.drives.iter().try_for_each(Drive::validate)?;
         self.network_interfaces
             .iter()

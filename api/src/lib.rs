@@ -8,12 +8,17 @@
 
 #![forbid(unsafe_code)]
 
+mod balloon;
 pub mod config;
 mod fault;
 mod request;
 mod route;
 mod server;
 
+pub use balloon::{
+    BalloonHinting, BalloonPatch, BalloonRequest, BalloonStatistics, BalloonStatisticsPatch,
+    HintingStart,
+};
 pub use fault::Fault;
 pub use request::{Answer, Controller, Request, Section};
 pub use server::{Server, ServerError};

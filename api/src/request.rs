@@ -3,8 +3,10 @@
 
 use serde::Serialize;
 
+use crate::balloon::BalloonRequest;
 use crate::config::{
-    BootSource, Drive, Entropy, Logger, MachineConfig, MachineConfigPatch, NetworkInterface,
+    Balloon, BootSource, Drive, Entropy, Logger, MachineConfig, MachineConfigPatch,
+    NetworkInterface,
 };
 use crate::fault::Fault;
 
@@ -21,6 +23,8 @@ pub enum Request {
     GetMachineConfig,
     /// A change of the configuration, before the start.
     Configure(Box<Section>),
+    /// What goes to the balloon.
+    Balloon(BalloonRequest),
     /// PUT /actions with `InstanceStart`.
     Start,
     /// PATCH /vm with `Paused`.
@@ -44,6 +48,8 @@ pub enum Section {
     Drive(Drive),
     /// PUT /network-interfaces/{id}
     NetworkInterface(NetworkInterface),
+    /// PUT /balloon
+    Balloon(Balloon),
     /// PUT /entropy
     Entropy(Entropy),
     /// PUT /logger

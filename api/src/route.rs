@@ -5,13 +5,13 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::balloon::parse_balloon;
 use crate::config::MachineConfigPatch;
 use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 9] = [
-    "balloon",
+const UNSUPPORTED: [&str; 8] = [
     "cpu-config",
     "hotplug",
     "metrics",
@@ -77,11 +77,16 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         "GET" if !body.is_empty() => return Err(Fault::new("GET request cannot have a body.")),
         "GET" => {}
         "PUT" if body.is_empty() => return Err(Fault::new("Empty PUT request.")),
+        // Some of these have no body, which is looked for there.
+        "PATCH" if first == "balloon" => {}
         "PATCH" if body.is_empty() => return Err(Fault::new("Empty PATCH request.")),
         "PUT" | "PATCH" | "DELETE" => {}
         _ => return unknown(),
     }
     match (method, first) {
+        ("GET" | "PUT" | "PATCH", "balloon") => {
+            parse_balloon(method, second.into_iter().chain(tokens), body)
+        }
         ("GET", "") => Ok(Request::GetInstance.into()),
         ("GET", "version") => Ok(Request::GetVersion.into()),
         ("GET", "machine-config") => Ok(Request::GetMachineConfig.into()),
@@ -107,11 +112,11 @@ fn unsupported(method: &str, path: &str) -> Fault {
     ))
 }
 
-fn configure(section: Section) -> Parsed {
+pub(crate) fn configure(section: Section) -> Parsed {
     Request::Configure(Box::new(section)).into()
 }
 
-fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+pub(crate) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(body).map_err(|error| {
         Fault::new(format!(
             "An error occurred when deserializing the json body of a request: {error}."

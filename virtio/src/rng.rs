@@ -5,8 +5,8 @@
 //! [`MAX_REQUEST`] at a time, however long a chain claims to be: its descriptors may all name the
 //! same page. The kernel's generator does not run dry, so nothing is ever in flight.
 //!
-//! A request that has to wait for a rate limit would be caught in [`RngBackend::process`], between
-//! the pop and the answer, and be put back with [`Queue::undo_pop`].
+//! A request that has to wait for a rate limit would be left in the queue by
+//! [`RngBackend::process`], before the pop.
 
 mod host;
 

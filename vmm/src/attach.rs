@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use brume_api::config::{CacheType, Drive, IoEngine, NetworkInterface};
 use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
+use brume_virtio::balloon::BalloonNewError;
 use brume_virtio::block::{self, Block, BlockConfig, BlockError};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
-use brume_virtio::rng::Rng;
 use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
 use brume_virtio::{DeviceSignals, GuestMemory, VirtioDevice};
 use thiserror::Error;
@@ -56,6 +56,9 @@ pub enum AttachError {
         /// Why.
         source: NetError,
     },
+    /// A balloon.
+    #[error("the balloon cannot be made")]
+    Balloon(#[from] BalloonNewError),
     /// More devices than there are interrupts for.
     #[error(
         "a machine can have {} drives and network interfaces",
@@ -175,9 +178,4 @@ pub(crate) fn open_interface(
         Ok(net) => Ok(Box::new(net)),
         Err(source) => Err(AttachError::Net { id: id(), source }),
     }
-}
-
-/// Makes the entropy device.
-pub(crate) fn entropy() -> Box<dyn VirtioDevice> {
-    Box::new(Rng::new())
 }

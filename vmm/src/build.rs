@@ -11,13 +11,16 @@ use brume_boot::{
     BootError, BootRequest, DeviceArguments, KernelProtocol, UnknownProtocol, layout,
 };
 use brume_devices::BusError;
-use brume_virtio::GuestMemory;
+use brume_virtio::rng::Rng;
+use brume_virtio::{GuestMemory, VirtioDevice};
 use kvm_ioctls::Cap;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::attach::{self, AttachError, VirtioSlots};
+use crate::balloon;
 use crate::chipset::{Buses, StartClock};
+use crate::controls::Controls;
 use crate::cpu::{CpuPlan, VcpuBuses, VcpuHandle, set_up};
 use crate::event::{EventSender, event_queue};
 use crate::instance::Description;
@@ -122,7 +125,7 @@ impl MachineParts {
         let kernel = open_kernel(&config.boot_source)?;
         let initrd = open_initrd(&config.boot_source)?;
         let memory = map_memory(config.machine_config.memory_bytes())?;
-        let devices = open_devices(config)?;
+        let (devices, controls) = open_devices(config)?;
 
         let vm = Vm::new(&memory, config.machine_config.track_dirty_pages)?;
         let mut buses = Buses::default();
@@ -184,6 +187,7 @@ impl MachineParts {
         Ok(Self {
             vcpus,
             transports,
+            controls,
             console,
             vm,
         })
@@ -238,13 +242,24 @@ fn drives_in_order(config: &VmConfig) -> impl Iterator<Item = &Drive> {
     root.into_iter().chain(others)
 }
 
-fn open_devices(
-    config: &VmConfig,
-) -> Result<Vec<Box<dyn brume_virtio::VirtioDevice>>, AttachError> {
-    let drives = drives_in_order(config).map(attach::open_drive);
-    let interfaces = config.network_interfaces.iter().map(attach::open_interface);
-    let entropy = config.entropy.iter().map(|_| Ok(attach::entropy()));
-    drives.chain(interfaces).chain(entropy).collect()
+fn open_devices(config: &VmConfig) -> Result<(Vec<Box<dyn VirtioDevice>>, Controls), AttachError> {
+    let mut controls = Controls::default();
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for drive in drives_in_order(config) {
+        devices.push(attach::open_drive(drive)?);
+    }
+    for interface in &config.network_interfaces {
+        devices.push(attach::open_interface(interface)?);
+    }
+    if let Some(config) = &config.balloon {
+        let balloon = balloon::open(config)?;
+        controls.balloon = Some(balloon.control());
+        devices.push(Box::new(balloon));
+    }
+    if config.entropy.is_some() {
+        devices.push(Box::new(Rng::new()));
+    }
+    Ok((devices, controls))
 }
 
 /// The kernel's command line, with the root disk named if there is one.

@@ -17,6 +17,7 @@ use brume_api::{Answer, Controller, Fault, Request as ApiRequest, Section};
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use serde_json::json;
 
+use crate::balloon;
 use crate::build::{BuildError, BuildOptions};
 use crate::event::{
     Event, EventQueue, EventSender, MachineHandle, Request, StopReason, event_queue,
@@ -95,6 +96,9 @@ impl Description {
                 Ok(value) => Answer::json(&value),
                 Err(error) => Err(Fault::from_error(&error)),
             },
+            ApiRequest::Balloon(request) if state == VmState::NotStarted => {
+                return balloon::answer_before_start(request, &self.config);
+            }
             _ => return None,
         };
         Some(answer)

@@ -8,8 +8,10 @@
 //! control API still describe it.
 
 mod attach;
+mod balloon;
 mod build;
 mod chipset;
+mod controls;
 mod cpu;
 mod event;
 mod instance;

@@ -17,6 +17,8 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::attach::SharedTransport;
+use crate::balloon;
+use crate::controls::Controls;
 use crate::cpu::{VcpuEnd, VcpuFailure, VcpuHandle, VcpuOutcome};
 use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Request, StopReason};
 use crate::instance::{Description, too_late};
@@ -52,6 +54,7 @@ pub(crate) struct MachineParts {
     // In the order in which they have to go: vCPUs before what they use.
     pub(crate) vcpus: Vec<VcpuHandle>,
     pub(crate) transports: Vec<SharedTransport>,
+    pub(crate) controls: Controls,
     pub(crate) console: Console,
     pub(crate) vm: Vm,
 }
@@ -61,6 +64,7 @@ pub struct Machine {
     // In the order in which they have to go: vCPUs before what they use.
     vcpus: Vec<VcpuHandle>,
     transports: Vec<SharedTransport>,
+    controls: Controls,
     /// The queues of paused devices, in the order of `transports`.
     paused: Vec<RunningQueues>,
     state: VmState,
@@ -82,6 +86,7 @@ impl Machine {
         Self {
             vcpus: parts.vcpus,
             transports: parts.transports,
+            controls: parts.controls,
             paused: Vec::new(),
             state: VmState::NotStarted,
             description,
@@ -236,6 +241,9 @@ impl Machine {
                 self.sender
                     .send(Event::Request(Request::Stop(StopReason::Api)));
                 Ok(())
+            }
+            ApiRequest::Balloon(request) => {
+                return balloon::call(request, &self.controls, &mut self.description.config);
             }
             _ => return Err(too_late()),
         };

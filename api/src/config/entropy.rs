@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::RateLimiterConfig;
+use super::RateLimiter;
 
 /// A virtio entropy device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,7 +11,7 @@ use super::RateLimiterConfig;
 pub struct Entropy {
     /// Limits on what the guest takes.
     #[serde(default)]
-    pub rate_limiter: Option<RateLimiterConfig>,
+    pub rate_limiter: Option<RateLimiter>,
 }
 
 #[cfg(test)]

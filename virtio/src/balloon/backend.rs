@@ -119,7 +119,7 @@ impl Backend for BalloonBackend {
     }
 
     fn wake_fds(&self) -> Vec<RawFd> {
-        let kicks = self.kicks.iter().map(|kick| kick.as_raw_fd());
+        let kicks = self.kicks.iter().map(AsRawFd::as_raw_fd);
         let own = [
             self.work.shared.wake.as_raw_fd(),
             self.work.timer.fd.as_raw_fd(),

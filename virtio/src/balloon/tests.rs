@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A balloon and its driver.
 
+#![allow(clippy::cast_possible_truncation)]
+
 mod control;
 mod hostile;
 mod queues;
