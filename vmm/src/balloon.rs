@@ -84,3 +84,132 @@ fn hinting(balloon: &BalloonControl) -> Result<Result<Answer, Fault>, BalloonErr
         guest_cmd: status.guest_cmd,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use brume_api::{BalloonPatch, BalloonStatisticsPatch, HintingStart};
+
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            amount_mib: 5,
+            stats_polling_interval_s: 1,
+            ..Config::default()
+        }
+    }
+
+    /// What is answered to `request` by a machine with or without a balloon.
+    fn answer(request: &BalloonRequest, balloon: Option<Config>) -> Result<Answer, Fault> {
+        let balloon_control = balloon
+            .as_ref()
+            .map(|config| open(config).unwrap().control());
+        let controls = Controls {
+            balloon: balloon_control,
+        };
+        let mut config = VmConfig {
+            balloon,
+            ..VmConfig::default()
+        };
+        call(request, &controls, &mut config)
+    }
+
+    fn text(request: &BalloonRequest, balloon: Option<Config>) -> String {
+        answer(request, balloon).unwrap_err().message
+    }
+
+    fn all() -> [BalloonRequest; 7] {
+        [
+            BalloonRequest::Get,
+            BalloonRequest::GetStatistics,
+            BalloonRequest::GetHinting,
+            BalloonRequest::SetAmount(BalloonPatch { amount_mib: 1 }),
+            BalloonRequest::SetStatistics(BalloonStatisticsPatch {
+                stats_polling_interval_s: 3,
+            }),
+            BalloonRequest::StartHinting(HintingStart::default()),
+            BalloonRequest::StopHinting,
+        ]
+    }
+
+    #[test]
+    fn before_the_start_only_the_configuration_can_be_had() {
+        let mut machine = VmConfig::default();
+        for request in &all()[1..] {
+            assert!(answer_before_start(request, &machine).is_none());
+        }
+        let none = answer_before_start(&BalloonRequest::Get, &machine).unwrap();
+        let text = "Balloon config error: No balloon device found.";
+        assert_eq!(none.unwrap_err().message, text);
+        machine.balloon = Some(config());
+        let shown = answer_before_start(&BalloonRequest::Get, &machine).unwrap();
+        assert_eq!(shown, Answer::json(&config()));
+    }
+
+    #[test]
+    fn a_machine_without_a_balloon_says_so() {
+        for (at, request) in all().iter().enumerate() {
+            let prefix = if at < 2 { READ } else { CHANGE };
+            let expected = format!("{prefix}: Failed perform action on device: Device not found");
+            assert_eq!(text(request, None), expected);
+        }
+    }
+
+    #[test]
+    fn refusals_have_firecrackers_texts() {
+        let [_, statistics, hinting, amount, interval, start, _] = all();
+        for (request, stats_polling_interval_s, expected) in [
+            (
+                &amount,
+                1,
+                "Balloon update error: Balloon: Device not activated yet.",
+            ),
+            (
+                &hinting,
+                1,
+                "Balloon update error: Balloon: Attempting to use hinting when not enabled",
+            ),
+            (
+                &start,
+                1,
+                "Balloon update error: Balloon: Attempting to use hinting when not enabled",
+            ),
+            (
+                &statistics,
+                0,
+                "Internal VMM error: Balloon: Received stats query when stats are disabled.",
+            ),
+            (
+                &interval,
+                0,
+                "Balloon update error: Balloon: Statistics cannot be enabled/disabled after \
+                 activation.",
+            ),
+        ] {
+            let config = Config {
+                stats_polling_interval_s,
+                ..config()
+            };
+            assert_eq!(text(request, Some(config)), expected, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_shows_in_the_configuration() {
+        let mut machine = VmConfig {
+            balloon: Some(config()),
+            ..VmConfig::default()
+        };
+        let balloon = open(&config()).unwrap();
+        let controls = Controls {
+            balloon: Some(balloon.control()),
+        };
+        let [get, _, _, _, interval, ..] = all();
+        call(&interval, &controls, &mut machine).unwrap();
+        let expected = Config {
+            stats_polling_interval_s: 3,
+            ..config()
+        };
+        assert_eq!(call(&get, &controls, &mut machine), Answer::json(&expected));
+    }
+}
