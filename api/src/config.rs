@@ -2,8 +2,10 @@
 //! The configuration of one machine, and the file that holds it.
 
 mod apply;
+mod balloon;
 mod boot_source;
 mod drive;
+mod entropy;
 mod error;
 mod logger;
 mod machine;
@@ -19,8 +21,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use balloon::Balloon;
 pub use boot_source::BootSource;
 pub use drive::{CacheType, Drive, IoEngine};
+pub use entropy::Entropy;
 pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
 pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
@@ -46,6 +50,12 @@ pub struct VmConfig {
     /// Network interfaces.
     #[serde(default, deserialize_with = "null_as_default")]
     pub network_interfaces: Vec<NetworkInterface>,
+    /// A balloon for memory.
+    #[serde(default)]
+    pub balloon: Option<Balloon>,
+    /// A source of random bytes.
+    #[serde(default)]
+    pub entropy: Option<Entropy>,
     /// Where the log goes.
     #[serde(default)]
     pub logger: Option<Logger>,
@@ -58,9 +68,11 @@ pub struct VmConfig {
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 6] = [
+const KNOWN: [&str; 8] = [
+    "balloon",
     "boot-source",
     "drives",
+    "entropy",
     "logger",
     "machine-config",
     "metrics",
@@ -68,10 +80,8 @@ const KNOWN: [&str; 6] = [
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 8] = [
-    "balloon",
+const UNSUPPORTED: [&str; 6] = [
     "cpu-config",
-    "entropy",
     "memory-hotplug",
     "mmds-config",
     "pmem",
@@ -132,6 +142,9 @@ impl VmConfig {
     /// The machine cannot be made as it is described.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.machine_config.validate()?;
+        if let Some(balloon) = &self.balloon {
+            balloon.validate(self.machine_config.mem_size_mib)?;
+        }
         self.drives.iter().try_for_each(Drive::validate)?;
         self.network_interfaces
             .iter()

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod balloon;
 mod client;
 pub mod config;
 mod events;
@@ -17,6 +18,10 @@ mod request;
 mod route;
 mod server;
 
+pub use balloon::{
+    BalloonHinting, BalloonPatch, BalloonRequest, BalloonStatistics, BalloonStatisticsPatch,
+    HintingStart,
+};
 pub use client::{Client, ClientError, Reply};
 pub use events::{EventHub, MachineEvent};
 pub use fault::Fault;

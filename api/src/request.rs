@@ -3,9 +3,10 @@
 
 use serde::Serialize;
 
+use crate::balloon::BalloonRequest;
 use crate::config::{
-    BootSource, Drive, DrivePatch, Logger, MachineConfig, MachineConfigPatch, MetricsConfig,
-    NetworkInterface, NetworkInterfacePatch,
+    Balloon, BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch,
+    MetricsConfig, NetworkInterface, NetworkInterfacePatch,
 };
 use crate::fault::Fault;
 
@@ -34,6 +35,8 @@ pub enum Request {
     FlushMetrics,
     /// PUT /actions with `SendCtrlAltDel`.
     SendCtrlAltDel,
+    /// What goes to the balloon.
+    Balloon(BalloonRequest),
     /// PUT /actions with `InstanceStart`.
     Start,
     /// PATCH /vm with `Paused`.
@@ -57,6 +60,10 @@ pub enum Section {
     Drive(Drive),
     /// PUT /network-interfaces/{id}
     NetworkInterface(NetworkInterface),
+    /// PUT /balloon
+    Balloon(Balloon),
+    /// PUT /entropy
+    Entropy(Entropy),
     /// PUT /logger
     Logger(Logger),
     /// PUT /metrics

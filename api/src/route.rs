@@ -5,15 +5,14 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::balloon::parse_balloon;
 use crate::config::{DrivePatch, MachineConfigPatch, NetworkInterfacePatch};
 use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 9] = [
-    "balloon",
+const UNSUPPORTED: [&str; 7] = [
     "cpu-config",
-    "entropy",
     "hotplug",
     "mmds",
     "pmem",
@@ -111,11 +110,16 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         "GET" if !body.is_empty() => return Err(Fault::new("GET request cannot have a body.")),
         "GET" => {}
         "PUT" if body.is_empty() => return Err(Fault::new("Empty PUT request.")),
+        // Some of these have no body, which is looked for there.
+        "PATCH" if first == "balloon" => {}
         "PATCH" if body.is_empty() => return Err(Fault::new("Empty PATCH request.")),
         "PUT" | "PATCH" | "DELETE" => {}
         _ => return unknown(),
     }
     match (method, first) {
+        ("GET" | "PUT" | "PATCH", "balloon") => {
+            parse_balloon(method, second.into_iter().chain(tokens), body)
+        }
         ("GET", "") => Ok(Request::GetInstance.into()),
         ("GET", "version") => Ok(Request::GetVersion.into()),
         ("GET", "machine-config") => Ok(Request::GetMachineConfig.into()),
@@ -125,6 +129,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("PUT", "actions") => parse_action(body),
         ("PUT", "boot-source") => Ok(configure(Section::BootSource(json(body)?))),
         ("PUT", "drives") => parse_drive(second, body),
+        ("PUT", "entropy") => Ok(configure(Section::Entropy(json(body)?))),
         ("PUT", "logger") => Ok(configure(Section::Logger(json(body)?))),
         ("PUT", "machine-config") => parse_machine_config(body),
         ("PUT", "metrics") => Ok(configure(Section::Metrics(json(body)?))),
@@ -145,11 +150,11 @@ fn unsupported(method: &str, path: &str) -> Fault {
     ))
 }
 
-fn configure(section: Section) -> Parsed {
+pub(crate) fn configure(section: Section) -> Parsed {
     Request::Configure(Box::new(section)).into()
 }
 
-fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+pub(crate) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(body).map_err(|error| {
         Fault::new(format!(
             "An error occurred when deserializing the json body of a request: {error}."

@@ -10,6 +10,7 @@
     reason = "what does not work is a failed test"
 )]
 
+mod balloon;
 mod bare;
 mod block;
 mod config;

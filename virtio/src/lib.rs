@@ -9,6 +9,7 @@
 //! All of it takes the guest to be hostile: what is read from guest memory is checked where it is
 //! read, and a ring that makes no sense stops its device and nothing else.
 
+pub mod balloon;
 pub mod block;
 mod device;
 mod limiter;
@@ -16,6 +17,7 @@ mod log_limit;
 mod memory;
 pub mod net;
 mod queue;
+pub mod rng;
 mod signals;
 #[cfg(test)]
 mod testing;

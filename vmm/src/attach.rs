@@ -8,6 +8,7 @@ use std::time::Duration;
 use brume_api::config::{CacheType, Drive, IoEngine, NetworkInterface, RateLimiter, TokenBucket};
 use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
+use brume_virtio::balloon::BalloonNewError;
 use brume_virtio::block::{self, Block, BlockConfig, BlockError};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
 use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
@@ -58,6 +59,9 @@ pub enum AttachError {
         /// Why.
         source: NetError,
     },
+    /// A balloon.
+    #[error("the balloon cannot be made")]
+    Balloon(#[from] BalloonNewError),
     /// More devices than there are interrupts for.
     #[error(
         "a machine can have {} drives and network interfaces",

@@ -11,12 +11,14 @@ use brume_boot::{
     BootError, BootRequest, DeviceArguments, KernelProtocol, UnknownProtocol, layout,
 };
 use brume_devices::BusError;
+use brume_virtio::rng::Rng;
 use brume_virtio::{GuestMemory, VirtioDevice};
 use kvm_ioctls::Cap;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::attach::{self, AttachError, VirtioSlots};
+use crate::balloon;
 use crate::chipset::{Buses, StartClock};
 use crate::controls::Controls;
 use crate::cpu::{CpuPlan, VcpuBuses, VcpuHandle, set_up};
@@ -262,6 +264,16 @@ fn open_devices(config: &VmConfig) -> Result<(Vec<Box<dyn VirtioDevice>>, Contro
         let control = (interface.iface_id.clone(), net.control());
         controls.interfaces.push(control);
         devices.push(Box::new(net));
+    }
+    if let Some(config) = &config.balloon {
+        let balloon = balloon::open(config)?;
+        controls.balloon = Some(balloon.control());
+        devices.push(Box::new(balloon));
+    }
+    if let Some(config) = &config.entropy {
+        let rng = Rng::new(attach::limits(config.rate_limiter))?;
+        controls.entropy = Some(rng.control());
+        devices.push(Box::new(rng));
     }
     Ok((devices, controls))
 }

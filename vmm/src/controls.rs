@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use brume_api::Fault;
 use brume_api::config::{DrivePatch, NetworkInterfacePatch, VmConfig};
 use brume_devices::I8042;
+use brume_virtio::balloon::BalloonControl;
 use brume_virtio::block::{BlockControl, BlockError};
 use brume_virtio::net::NetControl;
+use brume_virtio::rng::RngControl;
 
 use crate::attach::limits;
 
@@ -19,6 +21,8 @@ pub(crate) struct Controls {
     pub(crate) drives: Vec<(String, BlockControl)>,
     /// By the id of the interface.
     pub(crate) interfaces: Vec<(String, NetControl)>,
+    pub(crate) balloon: Option<BalloonControl>,
+    pub(crate) entropy: Option<RngControl>,
     pub(crate) keyboard: Option<Arc<Mutex<I8042>>>,
 }
 
@@ -75,6 +79,15 @@ impl Controls {
         control.limit(limits(patch.rx_rate_limiter), limits(patch.tx_rate_limiter));
         patch.apply(interface);
         Ok(())
+    }
+
+    /// The balloon's; `prefix` begins the fault if there is none.
+    pub(crate) fn balloon(&self, prefix: &str) -> Result<&BalloonControl, Fault> {
+        self.balloon.as_ref().ok_or_else(|| {
+            Fault::new(format!(
+                "{prefix}: Failed perform action on device: Device not found"
+            ))
+        })
     }
 
     /// Presses the keys by which a guest is asked to shut down.

@@ -19,6 +19,7 @@ use brume_api::{Answer, ApiMetrics, Controller, EventHub, Fault, Request as ApiR
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use serde_json::json;
 
+use crate::balloon;
 use crate::build::{BuildError, BuildOptions};
 use crate::event::{
     Event, EventQueue, EventSender, MachineHandle, Request, StopReason, event_queue,
@@ -94,6 +95,9 @@ impl Description {
                 Ok(value) => Answer::json(&value),
                 Err(error) => Err(Fault::from_error(&error)),
             },
+            ApiRequest::Balloon(request) if state == VmState::NotStarted => {
+                return balloon::answer_before_start(request, &self.config);
+            }
             _ => return None,
         };
         Some(answer)

@@ -8,6 +8,7 @@
 //! control API still describe it.
 
 mod attach;
+mod balloon;
 mod build;
 mod chipset;
 mod controls;

@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::attach::SharedTransport;
+use crate::balloon;
 use crate::controls::Controls;
 use crate::cpu::{VcpuEnd, VcpuFailure, VcpuHandle, VcpuOutcome};
 use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Request, StopReason};
@@ -326,6 +327,9 @@ impl Machine {
                 let config = &mut self.description.config;
                 self.controls.patch_interface(config, &patch)?;
                 self.tell_changed(patch.iface_id);
+            }
+            ApiRequest::Balloon(request) => {
+                return balloon::call(&request, &self.controls, &mut self.description.config);
             }
             _ => return Err(too_late()),
         }

@@ -15,6 +15,10 @@ impl VmConfig {
     /// The machine cannot be as it would be described then.
     pub fn apply(&mut self, section: Section) -> Result<(), ConfigError> {
         let mut next = self.clone();
+        let machine = matches!(
+            section,
+            Section::MachineConfig(_) | Section::MachineConfigPatch(_)
+        );
         match section {
             Section::BootSource(boot) => next.boot_source = boot,
             Section::MachineConfig(machine) => next.machine_config = machine,
@@ -25,10 +29,15 @@ impl VmConfig {
             Section::NetworkInterface(interface) => {
                 put(&mut next.network_interfaces, interface, |net| &net.iface_id);
             }
+            Section::Balloon(balloon) => next.balloon = Some(balloon),
+            Section::Entropy(entropy) => next.entropy = Some(entropy),
             Section::Logger(logger) => next.logger = Some(logger),
             Section::Metrics(metrics) => next.metrics = Some(metrics),
         }
-        next.validate()?;
+        next.validate().map_err(|error| match error {
+            ConfigError::BalloonAmount if machine => ConfigError::MemoryBelowBalloon,
+            error => error,
+        })?;
         *self = next;
         Ok(())
     }

@@ -23,6 +23,14 @@ pub enum ConfigError {
     /// No memory, or a size beyond all limits.
     #[error("The memory size (MiB) is either 0, or not a multiple of the configured page size.")]
     MemorySize,
+    /// A balloon that is larger than the memory.
+    #[error("Balloon config error: Amount of pages requested is too large.")]
+    BalloonAmount,
+    /// Less memory than the balloon is to take.
+    #[error(
+        "Machine config error: The memory size (MiB) is smaller than the previously set balloon device target size."
+    )]
+    MemoryBelowBalloon,
     /// Two drives want to be the root.
     #[error("A root block device already exists!")]
     TwoRoots,

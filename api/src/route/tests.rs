@@ -55,6 +55,12 @@ fn parts_of_the_configuration_are_understood() {
             "/network-interfaces/e",
             r#"{"iface_id": "e", "host_dev_name": "tap0"}"#,
         ),
+        (
+            "PUT",
+            "/balloon",
+            r#"{"amount_mib": 1, "deflate_on_oom": false}"#,
+        ),
+        ("PUT", "/entropy", "{}"),
         ("PUT", "/logger", r#"{"level": "debug"}"#),
     ] {
         let parsed = parse(method, path, body.as_bytes()).unwrap();
@@ -163,7 +169,7 @@ fn refusals_have_firecrackers_texts() {
 fn what_is_not_there_yet_says_so() {
     for (method, path) in [
         ("PUT", "/mmds"),
-        ("GET", "/balloon"),
+        ("GET", "/hotplug/memory"),
         ("PUT", "/snapshot/load"),
     ] {
         let body = if method == "GET" { "" } else { "{}" };

@@ -11,6 +11,7 @@
 
 extern crate alloc;
 
+mod balloon_check;
 mod blk;
 mod blk_bench;
 mod blk_cases;
@@ -38,6 +39,7 @@ mod pattern;
 mod plan;
 mod ring;
 mod rng;
+mod rng_check;
 mod steps;
 
 use console::say;

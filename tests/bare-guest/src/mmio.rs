@@ -86,10 +86,15 @@ pub fn each_device(mut visit: impl FnMut(u64, u32)) {
 
 /// The base address of the `bare.dev`-th device (by default the first) of a kind.
 pub fn find(kind: DeviceType) -> Option<u64> {
+    find_id(kind as u32)
+}
+
+/// The same for a kind that virtio-drivers has no number for, or a wrong one.
+pub fn find_id(wanted: u32) -> Option<u64> {
     let mut left = params::number("bare.dev", 0);
     let mut found = None;
     each_device(|base, id| {
-        if id == kind as u32 {
+        if id == wanted {
             if left == 0 && found.is_none() {
                 found = Some(base);
             }
@@ -119,7 +124,7 @@ pub struct Mmio {
     /// What [`Transport::write_driver_features`] wrote last.
     pub negotiated: u64,
     /// Each queue's rings, as set up last.
-    pub rings: [RingPlaces; 4],
+    pub rings: [RingPlaces; 5],
     /// Writes to the notify register.
     pub notifies: u64,
 }
@@ -145,7 +150,7 @@ impl Mmio {
             hidden,
             status: DeviceStatus::empty(),
             negotiated: 0,
-            rings: [RingPlaces::default(); 4],
+            rings: [RingPlaces::default(); 5],
             notifies: 0,
         })
     }
