@@ -84,6 +84,10 @@ pub trait VirtioDevice: Send {
     /// Finishes what is in flight and returns the state of each queue, in the order of
     /// `queue_sizes`; `None` for a queue that was not in use. Empty if the device does not run.
     fn stop(&mut self) -> Vec<Option<QueueState>>;
+
+    /// Forgets what belongs to the driver; called after `stop` when the driver resets the device,
+    /// and not for a pause.
+    fn reset(&mut self) {}
 }
 
 /// Copies what `config` holds at `offset` to `data`, and zeroes where it ends.

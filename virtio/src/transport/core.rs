@@ -244,6 +244,7 @@ impl TransportCore {
 
     fn reset(&mut self) {
         self.device.stop();
+        self.device.reset();
         self.status = 0;
         self.driver_features = 0;
         for queue in &mut self.queues {
