@@ -8,6 +8,7 @@ mod error;
 mod logger;
 mod machine;
 mod network;
+mod vsock;
 
 use std::fs::File;
 use std::io::Read;
@@ -22,6 +23,7 @@ pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
 pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
 pub use network::NetworkInterface;
+pub use vsock::Vsock;
 
 /// The largest configuration file that is read, in bytes.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -40,6 +42,9 @@ pub struct VmConfig {
     /// Network interfaces.
     #[serde(default, deserialize_with = "null_as_default")]
     pub network_interfaces: Vec<NetworkInterface>,
+    /// The socket device.
+    #[serde(default)]
+    pub vsock: Option<Vsock>,
     /// Where the log goes.
     #[serde(default)]
     pub logger: Option<Logger>,
@@ -49,16 +54,17 @@ pub struct VmConfig {
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 5] = [
+const KNOWN: [&str; 6] = [
     "boot-source",
     "drives",
     "logger",
     "machine-config",
     "network-interfaces",
+    "vsock",
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 9] = [
+const UNSUPPORTED: [&str; 8] = [
     "balloon",
     "cpu-config",
     "entropy",
@@ -67,7 +73,6 @@ const UNSUPPORTED: [&str; 9] = [
     "mmds-config",
     "pmem",
     "serial",
-    "vsock",
 ];
 
 impl VmConfig {
@@ -127,6 +132,7 @@ impl VmConfig {
         self.network_interfaces
             .iter()
             .try_for_each(NetworkInterface::validate)?;
+        self.vsock.as_ref().map_or(Ok(()), Vsock::validate)?;
         if self
             .drives
             .iter()

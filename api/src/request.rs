@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use crate::config::{
-    BootSource, Drive, Logger, MachineConfig, MachineConfigPatch, NetworkInterface,
+    BootSource, Drive, Logger, MachineConfig, MachineConfigPatch, NetworkInterface, Vsock,
 };
 use crate::fault::Fault;
 
@@ -44,6 +44,8 @@ pub enum Section {
     Drive(Drive),
     /// PUT /network-interfaces/{id}
     NetworkInterface(NetworkInterface),
+    /// PUT /vsock
+    Vsock(Vsock),
     /// PUT /logger
     Logger(Logger),
 }

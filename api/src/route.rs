@@ -10,7 +10,7 @@ use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 10] = [
+const UNSUPPORTED: [&str; 9] = [
     "balloon",
     "cpu-config",
     "entropy",
@@ -20,7 +20,6 @@ const UNSUPPORTED: [&str; 10] = [
     "pmem",
     "serial",
     "snapshot",
-    "vsock",
 ];
 
 /// A request, and whether it uses what is deprecated.
@@ -93,6 +92,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("PUT", "logger") => Ok(configure(Section::Logger(json(body)?))),
         ("PUT", "machine-config") => parse_machine_config(body),
         ("PUT", "network-interfaces") => parse_network_interface(second, body),
+        ("PUT", "vsock") => parse_vsock(body),
         ("PATCH", "machine-config") => parse_machine_config_patch(body),
         ("PATCH", "vm") => parse_vm_patch(body),
         ("PATCH" | "DELETE", "drives" | "network-interfaces") => Err(unsupported(method, first)),
@@ -173,6 +173,14 @@ fn parse_network_interface(id: Option<&str>, body: &[u8]) -> Result<Parsed, Faul
     let interface: crate::config::NetworkInterface = json(body)?;
     same_id(id, &interface.iface_id)?;
     Ok(configure(Section::NetworkInterface(interface)))
+}
+
+fn parse_vsock(body: &[u8]) -> Result<Parsed, Fault> {
+    let vsock: crate::config::Vsock = json(body)?;
+    Ok(Parsed {
+        deprecated: vsock.vsock_id.is_some(),
+        ..configure(Section::Vsock(vsock))
+    })
 }
 
 fn checked_id(id: Option<&str>) -> Result<&str, Fault> {

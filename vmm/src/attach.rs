@@ -4,12 +4,13 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use brume_api::config::{CacheType, Drive, IoEngine, NetworkInterface};
+use brume_api::config::{self, CacheType, Drive, IoEngine, NetworkInterface};
 use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
 use brume_virtio::block::{self, Block, BlockConfig, BlockError};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
 use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
+use brume_virtio::vsock::{Vsock, VsockConfig, VsockError};
 use brume_virtio::{DeviceSignals, GuestMemory, VirtioDevice};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -55,6 +56,9 @@ pub enum AttachError {
         /// Why.
         source: NetError,
     },
+    /// The socket device.
+    #[error("Vsock config error: Cannot create backend for vsock device")]
+    Vsock(#[source] VsockError),
     /// More devices than there are interrupts for.
     #[error(
         "a machine can have {} drives and network interfaces",
@@ -174,4 +178,13 @@ pub(crate) fn open_interface(
         Ok(net) => Ok(Box::new(net)),
         Err(source) => Err(AttachError::Net { id: id(), source }),
     }
+}
+
+/// Makes the socket device, which has its unix socket from then on.
+pub(crate) fn open_vsock(vsock: &config::Vsock) -> Result<Vsock, AttachError> {
+    let config = VsockConfig {
+        guest_cid: vsock.guest_cid,
+        uds_path: vsock.uds_path.clone(),
+    };
+    Vsock::new(&config).map_err(AttachError::Vsock)
 }

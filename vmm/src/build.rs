@@ -243,7 +243,11 @@ fn open_devices(
 ) -> Result<Vec<Box<dyn brume_virtio::VirtioDevice>>, AttachError> {
     let drives = drives_in_order(config).map(attach::open_drive);
     let interfaces = config.network_interfaces.iter().map(attach::open_interface);
-    drives.chain(interfaces).collect()
+    let vsock = config
+        .vsock
+        .iter()
+        .map(|vsock| Ok(Box::new(attach::open_vsock(vsock)?) as _));
+    drives.chain(interfaces).chain(vsock).collect()
 }
 
 /// The kernel's command line, with the root disk named if there is one.

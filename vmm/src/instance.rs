@@ -17,6 +17,7 @@ use brume_api::{Answer, Controller, Fault, Request as ApiRequest, Section};
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use serde_json::json;
 
+use crate::attach;
 use crate::build::{BuildError, BuildOptions};
 use crate::event::{
     Event, EventQueue, EventSender, MachineHandle, Request, StopReason, event_queue,
@@ -317,6 +318,11 @@ fn check_files(section: &Section) -> Result<(), Fault> {
                 true,
             ),
             None => Ok(()),
+        },
+        // Made and gone again: the machine makes its own when it starts.
+        Section::Vsock(vsock) => match attach::open_vsock(vsock) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Fault::from_error(&error)),
         },
         _ => Ok(()),
     }
