@@ -20,3 +20,4 @@ mod linux;
 mod net;
 mod pause;
 mod terminal;
+mod vsock;

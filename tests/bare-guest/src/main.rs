@@ -39,6 +39,7 @@ mod plan;
 mod ring;
 mod rng;
 mod steps;
+mod vsock;
 
 use console::say;
 

@@ -5,7 +5,7 @@ use crate::boot_info::{self, BootInfo};
 use crate::console::{self, say};
 use crate::{
     blk_bench, blk_cases, blk_check, clock, hostile, memory, mmio, net_bench, net_check, params,
-    pattern,
+    pattern, vsock,
 };
 
 /// Runs the steps of `bare.do=STEP[,STEP]` in turn.
@@ -36,6 +36,8 @@ fn run_one(step: &str, boot: &BootInfo) {
         "net-tx" => net_bench::transmit(),
         "net-rx" => net_bench::receive(),
         "net-rtt" => net_bench::round_trip(),
+        "vsock-listen" => vsock::listen(),
+        "vsock-connect" => vsock::connect(),
         "hostile-blk" => hostile::run_blk(),
         "hostile-net" => hostile::run_net(),
         "mem-check" => mem_check(boot),
