@@ -13,6 +13,7 @@ mod metrics;
 mod network;
 mod patch;
 mod rate_limiter;
+mod vsock;
 
 use std::fs::File;
 use std::io::Read;
@@ -32,6 +33,7 @@ pub use metrics::MetricsConfig;
 pub use network::NetworkInterface;
 pub use patch::{DrivePatch, NetworkInterfacePatch};
 pub use rate_limiter::{RateLimiter, TokenBucket};
+pub use vsock::Vsock;
 
 /// The largest configuration file that is read, in bytes.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -56,6 +58,9 @@ pub struct VmConfig {
     /// A source of random bytes.
     #[serde(default)]
     pub entropy: Option<Entropy>,
+    /// The socket device.
+    #[serde(default)]
+    pub vsock: Option<Vsock>,
     /// Where the log goes.
     #[serde(default)]
     pub logger: Option<Logger>,
@@ -68,7 +73,7 @@ pub struct VmConfig {
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     "balloon",
     "boot-source",
     "drives",
@@ -77,16 +82,16 @@ const KNOWN: [&str; 8] = [
     "machine-config",
     "metrics",
     "network-interfaces",
+    "vsock",
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 6] = [
+const UNSUPPORTED: [&str; 5] = [
     "cpu-config",
     "memory-hotplug",
     "mmds-config",
     "pmem",
     "serial",
-    "vsock",
 ];
 
 impl VmConfig {
@@ -149,6 +154,7 @@ impl VmConfig {
         self.network_interfaces
             .iter()
             .try_for_each(NetworkInterface::validate)?;
+        self.vsock.as_ref().map_or(Ok(()), Vsock::validate)?;
         if self
             .drives
             .iter()

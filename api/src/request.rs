@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::balloon::BalloonRequest;
 use crate::config::{
     Balloon, BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch,
-    MetricsConfig, NetworkInterface, NetworkInterfacePatch,
+    MetricsConfig, NetworkInterface, NetworkInterfacePatch, Vsock,
 };
 use crate::fault::Fault;
 
@@ -64,6 +64,8 @@ pub enum Section {
     Balloon(Balloon),
     /// PUT /entropy
     Entropy(Entropy),
+    /// PUT /vsock
+    Vsock(Vsock),
     /// PUT /logger
     Logger(Logger),
     /// PUT /metrics

@@ -11,14 +11,13 @@ use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 7] = [
+const UNSUPPORTED: [&str; 6] = [
     "cpu-config",
     "hotplug",
     "mmds",
     "pmem",
     "serial",
     "snapshot",
-    "vsock",
 ];
 
 /// A request, and whether it uses what is deprecated.
@@ -134,6 +133,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("PUT", "machine-config") => parse_machine_config(body),
         ("PUT", "metrics") => Ok(configure(Section::Metrics(json(body)?))),
         ("PUT", "network-interfaces") => parse_network_interface(second, body),
+        ("PUT", "vsock") => parse_vsock(body),
         ("PATCH", "machine-config") => parse_machine_config_patch(body),
         ("PATCH", "vm") => parse_vm_patch(body),
         ("PATCH", "drives") => parse_drive_patch(second, body),
@@ -226,6 +226,14 @@ fn parse_network_interface_patch(id: Option<&str>, body: &[u8]) -> Result<Parsed
     let patch: NetworkInterfacePatch = json(body)?;
     same_id(id, &patch.iface_id)?;
     Ok(Request::PatchNetworkInterface(patch).into())
+}
+
+fn parse_vsock(body: &[u8]) -> Result<Parsed, Fault> {
+    let vsock: crate::config::Vsock = json(body)?;
+    Ok(Parsed {
+        deprecated: vsock.vsock_id.is_some(),
+        ..configure(Section::Vsock(vsock))
+    })
 }
 
 fn checked_id(id: Option<&str>) -> Result<&str, Fault> {

@@ -172,8 +172,8 @@ fn a_file_that_is_wrong_is_refused_by_name_and_place() {
             "host_dev_name",
         ),
         (
-            json!({"vsock": {"guest_cid": 3, "uds_path": "/v"}}),
-            "`vsock`",
+            json!({"vsock": {"guest_cid": 2, "uds_path": "/v"}}),
+            "`guest_cid` is 2",
         ),
         (json!({"logger": {"level": "Loud"}}), "Loud"),
         (

@@ -21,3 +21,4 @@ mod linux;
 mod net;
 mod pause;
 mod terminal;
+mod vsock;

@@ -85,7 +85,8 @@ pub trait VirtioDevice: Send {
     /// `queue_sizes`; `None` for a queue that was not in use. Empty if the device does not run.
     fn stop(&mut self) -> Vec<Option<QueueState>>;
 
-    /// Forgets what the driver has told it: after a `stop`, when the driver resets the device.
+    /// Forgets what belongs to the driver; called after `stop` when the driver resets the device,
+    /// and not for a pause.
     fn reset(&mut self) {}
 }
 

@@ -22,6 +22,7 @@ mod signals;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vsock;
 mod worker;
 
 pub use device::{StartContext, StartError, StartedQueue, VirtioDevice, feature};

@@ -13,7 +13,7 @@
 //! frames of the one and then of the other, so that neither starves.
 
 mod bridge;
-mod counters;
+pub(crate) mod counters;
 mod features;
 mod interface;
 mod rx;

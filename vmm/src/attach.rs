@@ -5,13 +5,16 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use brume_api::config::{CacheType, Drive, IoEngine, NetworkInterface, RateLimiter, TokenBucket};
+use brume_api::config::{
+    self, CacheType, Drive, IoEngine, NetworkInterface, RateLimiter, TokenBucket,
+};
 use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
 use brume_virtio::balloon::BalloonNewError;
 use brume_virtio::block::{self, Block, BlockConfig, BlockError};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
 use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
+use brume_virtio::vsock::{Vsock, VsockConfig, VsockError};
 use brume_virtio::{
     BucketLimits, BucketUpdate, DeviceSignals, GuestMemory, LimiterUpdate, VirtioDevice,
 };
@@ -62,6 +65,9 @@ pub enum AttachError {
     /// A balloon.
     #[error("the balloon cannot be made")]
     Balloon(#[from] BalloonNewError),
+    /// The socket device.
+    #[error("Vsock config error: Cannot create backend for vsock device")]
+    Vsock(#[source] VsockError),
     /// More devices than there are interrupts for.
     #[error(
         "a machine can have {} drives and network interfaces",
@@ -205,4 +211,13 @@ fn create_tap(mtu: Option<u16>) -> Result<Tap, TapError> {
         tap.set_mtu(mtu)?;
     }
     Ok(tap)
+}
+
+/// Makes the socket device, which has its unix socket from then on.
+pub(crate) fn open_vsock(vsock: &config::Vsock) -> Result<Vsock, AttachError> {
+    let config = VsockConfig {
+        guest_cid: vsock.guest_cid,
+        uds_path: vsock.uds_path.clone(),
+    };
+    Vsock::new(&config).map_err(AttachError::Vsock)
 }

@@ -270,6 +270,10 @@ fn open_devices(config: &VmConfig) -> Result<(Vec<Box<dyn VirtioDevice>>, Contro
         controls.balloon = Some(balloon.control());
         devices.push(Box::new(balloon));
     }
+    if let Some(config) = &config.vsock {
+        let vsock = attach::open_vsock(config)?;
+        devices.push(Box::new(vsock));
+    }
     if let Some(config) = &config.entropy {
         let rng = Rng::new(attach::limits(config.rate_limiter))?;
         controls.entropy = Some(rng.control());

@@ -19,6 +19,7 @@ use brume_api::{Answer, ApiMetrics, Controller, EventHub, Fault, Request as ApiR
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use serde_json::json;
 
+use crate::attach;
 use crate::balloon;
 use crate::build::{BuildError, BuildOptions};
 use crate::event::{
@@ -359,6 +360,11 @@ fn check_files(section: &Section) -> Result<(), Fault> {
                 true,
             ),
             None => Ok(()),
+        },
+        // Made and gone again: the machine makes its own when it starts.
+        Section::Vsock(vsock) => match attach::open_vsock(vsock) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Fault::from_error(&error)),
         },
         _ => Ok(()),
     }

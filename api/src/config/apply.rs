@@ -31,6 +31,7 @@ impl VmConfig {
             }
             Section::Balloon(balloon) => next.balloon = Some(balloon),
             Section::Entropy(entropy) => next.entropy = Some(entropy),
+            Section::Vsock(vsock) => next.vsock = Some(vsock),
             Section::Logger(logger) => next.logger = Some(logger),
             Section::Metrics(metrics) => next.metrics = Some(metrics),
         }

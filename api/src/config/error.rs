@@ -85,6 +85,9 @@ pub enum ConfigError {
         /// What was given.
         mtu: u16,
     },
+    /// A CID that no guest has.
+    #[error("Vsock config error: `guest_cid` is {0}; 3 to 4294967294 is possible")]
+    GuestCid(u32),
     /// Something Firecracker has and this version has not.
     #[error("`{0}` is not supported by this version of brume; leave it out")]
     Unsupported(&'static str),

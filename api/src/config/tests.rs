@@ -66,7 +66,6 @@ fn keys_at_the_top_that_mean_nothing_are_named_but_taken() {
 
 #[test]
 fn what_is_not_there_yet_is_refused_by_name() {
-    assert!(refusal("vsock", r#"{"guest_cid": 3, "uds_path": "/s"}"#).contains("`vsock`"));
     let drive = r#"[{"drive_id": "d", "is_root_device": false, "path_on_host": "/d", "#;
     let drive = |rest: &str| refusal("drives", &format!("{drive}{rest}}}]"));
     assert!(drive(r#""socket": "/s""#).contains("`socket`"));
@@ -140,6 +139,38 @@ fn drives_that_cannot_be_are_refused() {
             "{id}"
         );
     }
+}
+
+#[test]
+fn a_vsock_device_has_a_guests_cid_and_a_path() {
+    let vsock = |cid: &str| {
+        with(
+            "vsock",
+            &format!(r#"{{"guest_cid": {cid}, "uds_path": "/s"}}"#),
+        )
+    };
+    assert_eq!(vsock("3").unwrap().vsock.unwrap().guest_cid, 3);
+    vsock("4294967294").unwrap();
+    for cid in [0, 1, 2, u32::MAX] {
+        let error = vsock(&cid.to_string()).unwrap_err();
+        assert!(matches!(error, ConfigError::GuestCid(refused) if refused == cid));
+    }
+    assert!(matches!(vsock("4294967296"), Err(ConfigError::Json(_))));
+    assert!(refusal("vsock", r#"{"guest_cid": 3}"#).contains("`uds_path`"));
+    assert!(refusal("vsock", r#"{"guest_cid": 3, "uds_path": "/s", "x": 1}"#).contains("`x`"));
+}
+
+#[test]
+fn a_vsock_id_is_taken_and_not_shown() {
+    let value = r#"{"vsock_id": "v", "guest_cid": 3, "uds_path": "/s"}"#;
+    let shown = with("vsock", value).unwrap().to_full_json().unwrap();
+    let expected = serde_json::json!({"guest_cid": 3, "uds_path": "/s"});
+    assert_eq!(shown["vsock"], expected);
+    let shown = VmConfig::from_json(MINIMAL)
+        .unwrap()
+        .to_full_json()
+        .unwrap();
+    assert_eq!(shown["vsock"], Value::Null);
 }
 
 #[test]

@@ -61,6 +61,11 @@ fn parts_of_the_configuration_are_understood() {
             r#"{"amount_mib": 1, "deflate_on_oom": false}"#,
         ),
         ("PUT", "/entropy", "{}"),
+        (
+            "PUT",
+            "/vsock",
+            r#"{"guest_cid": 3, "uds_path": "./v.sock"}"#,
+        ),
         ("PUT", "/logger", r#"{"level": "debug"}"#),
     ] {
         let parsed = parse(method, path, body.as_bytes()).unwrap();
@@ -153,6 +158,17 @@ fn refusals_have_firecrackers_texts() {
             r#"{"vcpu_count": 1, "vcpu_count": 2}"#,
             "duplicate field",
         ),
+        (
+            "/vsock",
+            r#"{"guest_cid": 42, "invalid_field": false}"#,
+            "unknown field `invalid_field`",
+        ),
+        ("/vsock", r#"{"guest_cid": 3}"#, "missing field `uds_path`"),
+        (
+            "/vsock",
+            r#"{"guest_cid": -1, "uds_path": "v"}"#,
+            "invalid value",
+        ),
         ("/logger", "\u{fffd}", "expected value"),
         ("/logger", &"[".repeat(5000), "invalid type: sequence"),
     ] {
@@ -175,6 +191,20 @@ fn what_is_not_there_yet_says_so() {
         let body = if method == "GET" { "" } else { "{}" };
         let text = refusal(method, path, body);
         assert!(text.contains("is not supported by this version"), "{text}");
+    }
+}
+
+#[test]
+fn a_vsock_id_is_deprecated() {
+    let body = br#"{"vsock_id": "v", "guest_cid": 3, "uds_path": "/v"}"#;
+    assert!(parse("PUT", "/vsock", body).unwrap().deprecated);
+}
+
+#[test]
+fn other_requests_to_the_vsock_device_are_unknown() {
+    for (method, path, body) in [("GET", "/vsock", ""), ("PATCH", "/vsock", "{}")] {
+        let expected = format!("Invalid request method and/or path: {method} vsock.");
+        assert_eq!(refusal(method, path, body), expected);
     }
 }
 

@@ -41,6 +41,7 @@ mod ring;
 mod rng;
 mod rng_check;
 mod steps;
+mod vsock;
 
 use console::say;
 

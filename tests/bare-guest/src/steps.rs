@@ -5,7 +5,7 @@ use crate::boot_info::{self, BootInfo};
 use crate::console::{self, say};
 use crate::{
     balloon_check, blk_bench, blk_cases, blk_check, clock, hostile, memory, mmio, net_bench,
-    net_check, params, pattern, rng_check,
+    net_check, params, pattern, rng_check, vsock,
 };
 
 /// Runs the steps of `bare.do=STEP[,STEP]` in turn.
@@ -38,6 +38,8 @@ fn run_one(step: &str, boot: &BootInfo) {
         "net-rtt" => net_bench::round_trip(),
         "rng-check" => rng_check::run(),
         "balloon-check" => balloon_check::run(),
+        "vsock-listen" => vsock::listen(),
+        "vsock-connect" => vsock::connect(),
         "hostile-blk" => hostile::run_blk(),
         "hostile-net" => hostile::run_net(),
         "mem-check" => mem_check(boot),

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The socket device.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+
+/// CIDs below this one, and the highest, stand for something else than a guest.
+const MIN_GUEST_CID: u32 = 3;
+
+/// A virtio socket device, whose host side is unix sockets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    /// Deprecated: there is one device, and its name means nothing.
+    #[serde(default, skip_serializing)]
+    pub vsock_id: Option<String>,
+    /// The guest's address: 3 to 2^32 - 2.
+    pub guest_cid: u32,
+    /// The unix socket that programs on the host connect to; nothing may be there yet. The guest's
+    /// connections to port P go to this path with `_P` behind it.
+    pub uds_path: PathBuf,
+}
+
+impl Vsock {
+    /// Checks the device by itself.
+    ///
+    /// # Errors
+    ///
+    /// The CID is none for a guest.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if (MIN_GUEST_CID..u32::MAX).contains(&self.guest_cid) {
+            return Ok(());
+        }
+        Err(ConfigError::GuestCid(self.guest_cid))
+    }
+}
