@@ -11,11 +11,15 @@
 //! header, which is also the TAP's: checksums and segmentation are left to whoever is at the far
 //! end. One worker thread (see [`crate::Worker`]) serves both directions, a bounded number of
 //! frames of the one and then of the other, so that neither starves.
+//!
+//! With a metadata service on the interface, frames for it leave the way to the TAP, and its
+//! answers come before what the TAP has.
 
 mod bridge;
 mod counters;
 mod features;
 mod interface;
+mod metadata;
 mod rx;
 mod tap;
 mod tx;
@@ -23,6 +27,7 @@ mod tx;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use brume_mmds::Stack;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -35,6 +40,7 @@ pub use bridge::{BridgeError, join_bridge};
 pub use counters::{NetCounters, NetCounts};
 pub use tap::{Tap, TapError};
 
+use metadata::Metadata;
 use rx::Rx;
 use tx::Tx;
 
@@ -91,6 +97,8 @@ pub struct Net {
     config: NetConfig,
     tap: Arc<Tap>,
     counters: Arc<NetCounters>,
+    /// While the device is stopped.
+    metadata: Option<Metadata>,
     worker: Option<Worker<NetBackend>>,
 }
 
@@ -108,8 +116,19 @@ impl Net {
             config,
             tap: Arc::new(tap),
             counters: Arc::default(),
+            metadata: None,
             worker: None,
         })
+    }
+
+    /// The device with a metadata service on its network, beside what the TAP leads to.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no timer.
+    pub fn with_metadata(mut self, service: Stack) -> std::io::Result<Self> {
+        self.metadata = Some(Metadata::new(service)?);
+        Ok(self)
     }
 
     /// What the device has counted so far; goes on counting.
@@ -181,6 +200,7 @@ impl VirtioDevice for Net {
             rx: Rx::new(rx.queue, &memory, mergeable, tap.clone(), counters.clone()),
             tx: Tx::new(tx.queue, &memory, tap.clone(), counters.clone()),
             tap: tap.clone(),
+            metadata: self.metadata.take(),
             signals: signals.clone(),
         };
         let name = format!("net {}", self.config.id);
@@ -190,8 +210,11 @@ impl VirtioDevice for Net {
     }
 
     fn stop(&mut self) -> Vec<Option<QueueState>> {
-        let state = self.worker.take().and_then(Worker::stop);
-        state.map_or_else(Vec::new, |queues| queues.map(Some).to_vec())
+        let Some((queues, metadata)) = self.worker.take().and_then(Worker::stop) else {
+            return Vec::new();
+        };
+        self.metadata = metadata;
+        queues.map(Some).to_vec()
     }
 }
 
@@ -206,23 +229,29 @@ struct NetBackend {
     rx: Rx,
     tx: Tx,
     tap: Arc<Tap>,
+    metadata: Option<Metadata>,
     kicks: [Arc<EventFd>; 2],
     signals: DeviceSignals,
 }
 
 impl Backend for NetBackend {
-    type State = [QueueState; 2];
+    type State = ([QueueState; 2], Option<Metadata>);
 
     fn process(&mut self) -> Result<bool, StartError> {
-        let received = self.rx.process(&self.signals)?;
-        let sent = self.tx.process(&self.signals)?;
-        Ok(received || sent)
+        let served = self.metadata.as_mut().is_some_and(Metadata::advance);
+        let received = self.rx.process(&self.signals, self.metadata.as_mut())?;
+        let sent = self.tx.process(&self.signals, self.metadata.as_mut())?;
+        Ok(served || received || sent)
     }
 
     fn arm(&mut self) -> Result<bool, StartError> {
         let receive = self.rx.arm()?;
         let send = self.tx.arm()?;
-        Ok(receive || send)
+        let serve = match &mut self.metadata {
+            Some(service) => service.arm()?,
+            None => false,
+        };
+        Ok(receive || send || serve)
     }
 
     fn disarm(&mut self) -> Result<(), StartError> {
@@ -233,11 +262,13 @@ impl Backend for NetBackend {
 
     fn wake_fds(&self) -> Vec<RawFd> {
         let [rx, tx] = &self.kicks;
-        vec![rx.as_raw_fd(), tx.as_raw_fd(), self.tap.as_raw_fd()]
+        let fds = [rx.as_raw_fd(), tx.as_raw_fd(), self.tap.as_raw_fd()];
+        let timer = self.metadata.as_ref().map(AsRawFd::as_raw_fd);
+        fds.into_iter().chain(timer).collect()
     }
 
     fn finish(self) -> Self::State {
-        [self.rx.finish(), self.tx.finish()]
+        ([self.rx.finish(), self.tx.finish()], self.metadata)
     }
 }
 

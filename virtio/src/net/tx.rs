@@ -5,12 +5,13 @@
 //! nothing is ever in flight. It also checks the header, which the guest may fill with anything;
 //! what it refuses is dropped, as by a network card that cannot send.
 //!
-//! A frame that is for the VMM itself, or that has to wait for a rate limit, would be caught in
-//! [`Tx::transmit`], before the TAP sees it.
+//! A frame for the metadata service is caught in [`Tx::transmit`], before the TAP sees it. One that
+//! has to wait for a rate limit would be so too.
 
 use std::sync::Arc;
 
 use super::counters::NetCounters;
+use super::metadata::Metadata;
 use super::tap::Tap;
 use super::{BATCH, HEADER_LEN, MAX_FRAME};
 use crate::memory::{GuestMemory, IoBuffers};
@@ -19,6 +20,7 @@ use crate::signals::DeviceSignals;
 
 pub(super) struct Tx {
     queue: Queue,
+    memory: GuestMemory,
     tap: Arc<Tap>,
     counters: Arc<NetCounters>,
     chain: Chain,
@@ -34,6 +36,7 @@ impl Tx {
     ) -> Self {
         Self {
             queue,
+            memory: memory.clone(),
             tap,
             counters,
             chain: Chain::new(),
@@ -42,14 +45,18 @@ impl Tx {
     }
 
     /// Sends up to a batch of frames; whether there was any.
-    pub(super) fn process(&mut self, signals: &DeviceSignals) -> Result<bool, QueueError> {
+    pub(super) fn process(
+        &mut self,
+        signals: &DeviceSignals,
+        mut metadata: Option<&mut Metadata>,
+    ) -> Result<bool, QueueError> {
         let mut any = false;
         for _ in 0..BATCH {
             if !self.queue.pop(&mut self.chain)? {
                 break;
             }
             any = true;
-            self.transmit();
+            self.transmit(metadata.as_deref_mut());
             self.queue.push_used(self.chain.head(), 0)?;
         }
         if any {
@@ -62,13 +69,16 @@ impl Tx {
     }
 
     /// Sends what is in the chain.
-    fn transmit(&mut self) {
+    fn transmit(&mut self, metadata: Option<&mut Metadata>) {
         let counters = &self.counters;
         let frame = self.chain.readable();
         let Some(len) = frame_len(frame.len()) else {
             counters.tx_bad_chains.add(1);
             return;
         };
+        if metadata.is_some_and(|service| service.take(&self.memory, frame, len)) {
+            return;
+        }
         self.buffers.clear();
         if frame.add_to(&mut self.buffers, 0, frame.len()).is_err() {
             counters.tx_bad_chains.add(1);
