@@ -7,6 +7,7 @@ mod drive;
 mod error;
 mod logger;
 mod machine;
+mod mmds;
 mod network;
 
 use std::fs::File;
@@ -21,6 +22,7 @@ pub use drive::{CacheType, Drive, IoEngine};
 pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
 pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
+pub use mmds::{MmdsConfig, MmdsConfigError, MmdsVersion};
 pub use network::NetworkInterface;
 
 /// The largest configuration file that is read, in bytes.
@@ -40,6 +42,9 @@ pub struct VmConfig {
     /// Network interfaces.
     #[serde(default, deserialize_with = "null_as_default")]
     pub network_interfaces: Vec<NetworkInterface>,
+    /// The metadata service.
+    #[serde(default)]
+    pub mmds_config: Option<MmdsConfig>,
     /// Where the log goes.
     #[serde(default)]
     pub logger: Option<Logger>,
@@ -49,22 +54,22 @@ pub struct VmConfig {
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 5] = [
+const KNOWN: [&str; 6] = [
     "boot-source",
     "drives",
     "logger",
     "machine-config",
+    "mmds-config",
     "network-interfaces",
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 9] = [
+const UNSUPPORTED: [&str; 8] = [
     "balloon",
     "cpu-config",
     "entropy",
     "memory-hotplug",
     "metrics",
-    "mmds-config",
     "pmem",
     "serial",
     "vsock",
@@ -127,6 +132,9 @@ impl VmConfig {
         self.network_interfaces
             .iter()
             .try_for_each(NetworkInterface::validate)?;
+        if let Some(mmds) = &self.mmds_config {
+            mmds.validate(&self.network_interfaces)?;
+        }
         if self
             .drives
             .iter()

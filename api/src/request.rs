@@ -2,9 +2,10 @@
 //! What a client can ask for, and who answers.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::config::{
-    BootSource, Drive, Logger, MachineConfig, MachineConfigPatch, NetworkInterface,
+    BootSource, Drive, Logger, MachineConfig, MachineConfigPatch, MmdsConfig, NetworkInterface,
 };
 use crate::fault::Fault;
 
@@ -19,6 +20,12 @@ pub enum Request {
     GetConfig,
     /// GET /machine-config
     GetMachineConfig,
+    /// GET /mmds
+    GetMmds,
+    /// PUT /mmds: replaces the data of the metadata service.
+    PutMmds(Value),
+    /// PATCH /mmds: merges into the data of the metadata service (RFC 7396).
+    PatchMmds(Value),
     /// A change of the configuration, before the start.
     Configure(Box<Section>),
     /// PUT /actions with `InstanceStart`.
@@ -44,6 +51,8 @@ pub enum Section {
     Drive(Drive),
     /// PUT /network-interfaces/{id}
     NetworkInterface(NetworkInterface),
+    /// PUT /mmds/config
+    Mmds(MmdsConfig),
     /// PUT /logger
     Logger(Logger),
 }

@@ -5,18 +5,17 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::MachineConfigPatch;
+use crate::config::{MachineConfigPatch, MmdsConfig, MmdsVersion};
 use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 10] = [
+const UNSUPPORTED: [&str; 9] = [
     "balloon",
     "cpu-config",
     "entropy",
     "hotplug",
     "metrics",
-    "mmds",
     "pmem",
     "serial",
     "snapshot",
@@ -86,14 +85,17 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("GET", "") => Ok(Request::GetInstance.into()),
         ("GET", "version") => Ok(Request::GetVersion.into()),
         ("GET", "machine-config") => Ok(Request::GetMachineConfig.into()),
+        ("GET", "mmds") if second.is_none() => Ok(Request::GetMmds.into()),
         ("GET", "vm") if second == Some("config") => Ok(Request::GetConfig.into()),
         ("PUT", "actions") => parse_action(body),
         ("PUT", "boot-source") => Ok(configure(Section::BootSource(json(body)?))),
         ("PUT", "drives") => parse_drive(second, body),
         ("PUT", "logger") => Ok(configure(Section::Logger(json(body)?))),
         ("PUT", "machine-config") => parse_machine_config(body),
+        ("PUT", "mmds") => parse_mmds(second, body),
         ("PUT", "network-interfaces") => parse_network_interface(second, body),
         ("PATCH", "machine-config") => parse_machine_config_patch(body),
+        ("PATCH", "mmds") if second.is_none() => Ok(Request::PatchMmds(json(body)?).into()),
         ("PATCH", "vm") => parse_vm_patch(body),
         ("PATCH" | "DELETE", "drives" | "network-interfaces") => Err(unsupported(method, first)),
         (_, first) if UNSUPPORTED.contains(&first) => Err(unsupported(method, first)),
@@ -173,6 +175,22 @@ fn parse_network_interface(id: Option<&str>, body: &[u8]) -> Result<Parsed, Faul
     let interface: crate::config::NetworkInterface = json(body)?;
     same_id(id, &interface.iface_id)?;
     Ok(configure(Section::NetworkInterface(interface)))
+}
+
+fn parse_mmds(part: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
+    match part {
+        None => Ok(Request::PutMmds(json(body)?).into()),
+        Some("config") => {
+            let config: MmdsConfig = json(body)?;
+            Ok(Parsed {
+                deprecated: config.version == MmdsVersion::V1,
+                ..configure(Section::Mmds(config))
+            })
+        }
+        Some(other) => Err(Fault::new(format!(
+            "Unrecognized PUT request path `{other}`."
+        ))),
+    }
 }
 
 fn checked_id(id: Option<&str>) -> Result<&str, Fault> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use brume_api::config::{Logger, VmConfig};
 use brume_api::{Fault, Server};
+use brume_mmds::SharedMmds;
 use brume_vmm::{
     BuildOptions, Description, Ending, Instance, Machine, MakeOptions, Outcome, StopReason,
 };
@@ -42,6 +43,8 @@ pub(crate) struct Launch {
     /// Whether it is for a client of Firecracker: a triple fault is a way to end a guest then, and
     /// devices are always named on the kernel's command line.
     pub(crate) as_firecracker: bool,
+    /// The data of the metadata service.
+    pub(crate) mmds: SharedMmds,
 }
 
 /// A machine that others may describe and start, by the control API.
@@ -103,11 +106,13 @@ impl Launch {
 
     fn make_options(&self, progress: Progress) -> MakeOptions {
         let (clock, always_name_devices) = (self.clock.clone(), self.as_firecracker);
+        let mmds = self.mmds.clone();
         Box::new(move || {
             Ok(BuildOptions {
                 console: progress.output()?,
                 clock: clock(),
                 always_name_devices,
+                mmds: mmds.clone(),
             })
         })
     }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use brume_api::config::{BootSource, MachineConfig, VmConfig};
+use brume_mmds::SharedMmds;
 
 use crate::args::RunArgs;
 use crate::exit::Failure;
@@ -47,6 +48,7 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
         progress: Some(text),
         clock: Rc::new(move || boot_timer.then(|| process_clock(started))),
         as_firecracker: false,
+        mmds: SharedMmds::default(),
     };
     launch.run(&config)
 }

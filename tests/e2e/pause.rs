@@ -50,6 +50,7 @@ fn run(
         console: Box::new(Output(sender)),
         clock: None,
         always_name_devices: false,
+        mmds: Default::default(),
     };
     let machine = Machine::build(&config, options).unwrap();
     let handle = machine.handle();

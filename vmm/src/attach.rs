@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use brume_api::config::{CacheType, Drive, IoEngine, NetworkInterface};
 use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
+use brume_mmds::{Stack, StackError};
 use brume_virtio::block::{self, Block, BlockConfig, BlockError};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
 use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
@@ -54,6 +55,14 @@ pub enum AttachError {
         id: String,
         /// Why.
         source: NetError,
+    },
+    /// The metadata service.
+    #[error("the network device \"{id}\" cannot have the metadata service")]
+    Metadata {
+        /// The interface.
+        id: String,
+        /// Why.
+        source: StackError,
     },
     /// More devices than there are interrupts for.
     #[error(
@@ -152,9 +161,10 @@ pub(crate) fn open_drive(drive: &Drive) -> Result<Box<dyn VirtioDevice>, AttachE
     }
 }
 
-/// Opens or makes what is behind a network interface.
+/// Opens or makes what is behind a network interface, on which the guest also finds `metadata`.
 pub(crate) fn open_interface(
     interface: &NetworkInterface,
+    metadata: Option<Stack>,
 ) -> Result<Box<dyn VirtioDevice>, AttachError> {
     let id = || interface.iface_id.clone();
     let opened = match &interface.host_dev_name {
@@ -170,8 +180,9 @@ pub(crate) fn open_interface(
         mac: interface.mac(),
         mtu: interface.mtu,
     };
-    match Net::new(config, tap) {
-        Ok(net) => Ok(Box::new(net)),
-        Err(source) => Err(AttachError::Net { id: id(), source }),
-    }
+    let net = Net::new(config, tap).map_err(|source| AttachError::Net { id: id(), source })?;
+    Ok(Box::new(match metadata {
+        Some(service) => net.with_metadata(service)?,
+        None => net,
+    }))
 }

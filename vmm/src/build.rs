@@ -6,12 +6,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use brume_api::config::{BootSource, ConfigError, Drive, VmConfig};
+use brume_api::config::{BootSource, ConfigError, Drive, NetworkInterface, VmConfig};
 use brume_boot::{
     BootError, BootRequest, DeviceArguments, KernelProtocol, UnknownProtocol, layout,
 };
 use brume_devices::BusError;
-use brume_virtio::GuestMemory;
+use brume_mmds::SharedMmds;
+use brume_virtio::{GuestMemory, VirtioDevice};
 use kvm_ioctls::Cap;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -23,6 +24,7 @@ use crate::event::{EventSender, event_queue};
 use crate::instance::Description;
 use crate::kvm::{KvmError, Vm};
 use crate::machine::{Machine, MachineParts};
+use crate::mmds::stack_on;
 
 /// A machine that cannot be built.
 #[derive(Debug, Error)]
@@ -96,6 +98,8 @@ pub struct BuildOptions {
     /// Whether devices are named on the kernel's command line even when the guest may find them by
     /// ACPI. A kernel without ACPI needs it; one with ACPI complains about each device once.
     pub always_name_devices: bool,
+    /// The data of the metadata service, for guests that are to find it.
+    pub mmds: SharedMmds,
 }
 
 impl Machine {
@@ -122,7 +126,7 @@ impl MachineParts {
         let kernel = open_kernel(&config.boot_source)?;
         let initrd = open_initrd(&config.boot_source)?;
         let memory = map_memory(config.machine_config.memory_bytes())?;
-        let devices = open_devices(config)?;
+        let devices = open_devices(config, &options.mmds)?;
 
         let vm = Vm::new(&memory, config.machine_config.track_dirty_pages)?;
         let mut buses = Buses::default();
@@ -240,9 +244,19 @@ fn drives_in_order(config: &VmConfig) -> impl Iterator<Item = &Drive> {
 
 fn open_devices(
     config: &VmConfig,
-) -> Result<Vec<Box<dyn brume_virtio::VirtioDevice>>, AttachError> {
+    mmds: &SharedMmds,
+) -> Result<Vec<Box<dyn VirtioDevice>>, AttachError> {
     let drives = drives_in_order(config).map(attach::open_drive);
-    let interfaces = config.network_interfaces.iter().map(attach::open_interface);
+    let open_interface = |interface: &NetworkInterface| {
+        let id = &interface.iface_id;
+        let metadata = stack_on(id, config.mmds_config.as_ref(), mmds);
+        let metadata = metadata.map_err(|source| AttachError::Metadata {
+            id: id.clone(),
+            source,
+        })?;
+        attach::open_interface(interface, metadata)
+    };
+    let interfaces = config.network_interfaces.iter().map(open_interface);
     drives.chain(interfaces).collect()
 }
 

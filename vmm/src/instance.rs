@@ -14,6 +14,7 @@ use std::sync::mpsc::Sender;
 
 use brume_api::config::VmConfig;
 use brume_api::{Answer, Controller, Fault, Request as ApiRequest, Section};
+use brume_mmds::SharedMmds;
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use serde_json::json;
 
@@ -23,6 +24,7 @@ use crate::event::{
 };
 use crate::lifecycle::VmState;
 use crate::machine::{Machine, MachineParts, RunError, WakeUp};
+use crate::mmds;
 
 /// The version of Firecracker whose interface this is.
 pub const FIRECRACKER_VERSION: &str = "1.16.1";
@@ -66,6 +68,8 @@ pub struct Description {
     pub id: String,
     /// What it is made from.
     pub config: VmConfig,
+    /// The data of its metadata service; [`BuildOptions`] have the same.
+    pub mmds: SharedMmds,
 }
 
 impl Description {
@@ -95,7 +99,10 @@ impl Description {
                 Ok(value) => Answer::json(&value),
                 Err(error) => Err(Fault::from_error(&error)),
             },
-            _ => return None,
+            _ => {
+                let late = state != VmState::NotStarted && self.config.mmds_config.is_none();
+                return mmds::answer(&self.mmds, request, late);
+            }
         };
         Some(answer)
     }

@@ -16,6 +16,7 @@ mod instance;
 mod kvm;
 mod lifecycle;
 mod machine;
+mod mmds;
 
 pub use attach::AttachError;
 pub use build::{BuildError, BuildOptions};

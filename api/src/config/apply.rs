@@ -25,6 +25,7 @@ impl VmConfig {
             Section::NetworkInterface(interface) => {
                 put(&mut next.network_interfaces, interface, |net| &net.iface_id);
             }
+            Section::Mmds(mmds) => next.mmds_config = Some(mmds),
             Section::Logger(logger) => next.logger = Some(logger),
         }
         next.validate()?;

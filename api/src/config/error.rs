@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::MAX_VCPUS;
+use super::{MAX_VCPUS, MmdsConfigError};
 
 /// A configuration that cannot become a machine.
 #[derive(Debug, Error)]
@@ -77,6 +77,9 @@ pub enum ConfigError {
         /// What was given.
         mtu: u16,
     },
+    /// A metadata service that cannot be.
+    #[error("MMDS config error: {0}")]
+    Mmds(#[from] MmdsConfigError),
     /// Something Firecracker has and this version has not.
     #[error("`{0}` is not supported by this version of brume; leave it out")]
     Unsupported(&'static str),
