@@ -77,30 +77,30 @@ mod tests {
         Arc::new(Mutex::new(Mmds::new(limit)))
     }
 
-    fn call(mmds: &SharedMmds, request: Request, late: bool) -> Result<Answer, Fault> {
-        answer(mmds, &request, late).expect("a request for the service")
+    fn call(mmds: &SharedMmds, request: &Request, late: bool) -> Result<Answer, Fault> {
+        answer(mmds, request, late).expect("a request for the service")
     }
 
     #[test]
     fn data_is_put_patched_and_shown() {
         let mmds = shared(1000);
         let shown = |value| Ok(Answer::json(&value).unwrap());
-        let get = |late| call(&mmds, Request::GetMmds, late);
+        let get = |late| call(&mmds, &Request::GetMmds, late);
         assert_eq!(get(false), shown(json!({})));
         let patch = Request::PatchMmds(json!({"b": 1}));
-        let early = call(&mmds, patch.clone(), false).unwrap_err();
+        let early = call(&mmds, &patch, false).unwrap_err();
         assert_eq!(early.status, 400);
         assert!(
             early
                 .message
                 .ends_with("The MMDS data store is not initialized.")
         );
-        call(&mmds, Request::PutMmds(json!({"a": 1})), false).unwrap();
+        call(&mmds, &Request::PutMmds(json!({"a": 1})), false).unwrap();
         for late in [false, true] {
-            assert_eq!(call(&mmds, patch.clone(), late), Ok(Answer::done()));
+            assert_eq!(call(&mmds, &patch, late), Ok(Answer::done()));
             assert_eq!(get(late), shown(json!({"a": 1, "b": 1})));
         }
-        call(&mmds, Request::PutMmds(json!(null)), true).unwrap();
+        call(&mmds, &Request::PutMmds(json!(null)), true).unwrap();
         assert_eq!(get(true), shown(json!({})));
     }
 
@@ -111,8 +111,8 @@ mod tests {
             Request::PutMmds(json!({"a": 1})),
             Request::PatchMmds(json!({"a": 1})),
         ] {
-            call(&mmds, Request::PutMmds(json!({})), false).unwrap();
-            assert_eq!(call(&mmds, request, false).unwrap_err().status, 413);
+            call(&mmds, &Request::PutMmds(json!({})), false).unwrap();
+            assert_eq!(call(&mmds, &request, false).unwrap_err().status, 413);
         }
     }
 
@@ -124,7 +124,7 @@ mod tests {
             Request::PutMmds(json!({})),
             Request::PatchMmds(json!({})),
         ] {
-            let fault = call(&mmds, request, true).unwrap_err();
+            let fault = call(&mmds, &request, true).unwrap_err();
             assert!(
                 fault
                     .message
