@@ -77,8 +77,8 @@ pub enum ConfigError {
         /// What was given.
         mtu: u16,
     },
-    /// A metadata service that cannot be.
-    #[error("MMDS config error: {0}")]
+    /// A metadata service that cannot be. Firecracker spells it so.
+    #[error("MMMDS config error: {0}")]
     Mmds(#[from] MmdsConfigError),
     /// Something Firecracker has and this version has not.
     #[error("`{0}` is not supported by this version of brume; leave it out")]
