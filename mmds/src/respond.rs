@@ -9,6 +9,9 @@ use crate::token::TokenError;
 /// Where tokens are asked for.
 const TOKEN_PATH: &str = "/latest/api/token";
 
+/// The methods that mean anything to Firecracker, if not here.
+const METHODS: [&str; 4] = ["GET", "PUT", "PATCH", "DELETE"];
+
 const NO_TOKEN: &str = "No MMDS token provided. Use `X-metadata-token` or `X-aws-ec2-metadata-token` header to specify the session token.";
 const NO_TTL: &str = "Token time to live value not found. Use `X-metadata-token-ttl-seconds` or `X-aws-ec2-metadata-token-ttl-seconds` header to specify the token's lifetime.";
 
@@ -23,6 +26,9 @@ pub(crate) struct Rules {
 
 /// Answers `request`.
 pub(crate) fn respond(mmds: &mut Mmds, rules: Rules, request: &Request<'_>) -> Response {
+    if !METHODS.contains(&request.method) {
+        return Response::text(501, "Unsupported HTTP method.");
+    }
     let path = path_of(request.target);
     if path.is_empty() {
         return Response::text(400, "Invalid URI.");
@@ -175,7 +181,8 @@ mod tests {
             ("GET /name/first", "X-metadata-token: foo\r\n", 200, "John"),
             ("PATCH /", "", 405, "Not allowed HTTP method."),
             ("DELETE /name", "", 405, "Not allowed HTTP method."),
-            ("HEAD /name", "", 405, "Not allowed HTTP method."),
+            ("HEAD /name", "", 501, "Unsupported HTTP method."),
+            ("POST *", "", 501, "Unsupported HTTP method."),
         ] {
             assert_eq!(
                 ask(&mut mmds, V1, line, headers),
@@ -264,8 +271,8 @@ mod tests {
     }
 
     #[test]
-    fn the_other_methods_are_named() {
-        let response = answer(&mut mmds(), V2, "POST /", "");
+    fn the_methods_that_are_allowed_are_named() {
+        let response = answer(&mut mmds(), V2, "DELETE /", "");
         assert_eq!(response.header, Some(("Allow".into(), "GET, PUT".into())));
     }
 
@@ -291,8 +298,8 @@ mod tests {
         let response = answer(&mut mmds(), V1, "HEAD /", "");
         assert_eq!(
             String::from_utf8(response.encode(0, false, false)).unwrap(),
-            "HTTP/1.0 405 \r\nServer: Firecracker API\r\nConnection: close\r\n\
-             Allow: GET, PUT\r\nContent-Type: text/plain\r\nContent-Length: 24\r\n\r\n"
+            "HTTP/1.0 501 \r\nServer: Firecracker API\r\nConnection: close\r\n\
+             Content-Type: text/plain\r\nContent-Length: 24\r\n\r\n"
         );
     }
 }
