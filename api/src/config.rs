@@ -10,6 +10,7 @@ mod error;
 mod logger;
 mod machine;
 mod metrics;
+mod mmds;
 mod network;
 mod patch;
 mod rate_limiter;
@@ -30,6 +31,7 @@ pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
 pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
 pub use metrics::MetricsConfig;
+pub use mmds::{MmdsConfig, MmdsConfigError, MmdsVersion};
 pub use network::NetworkInterface;
 pub use patch::{DrivePatch, NetworkInterfacePatch};
 pub use rate_limiter::{RateLimiter, TokenBucket};
@@ -61,6 +63,9 @@ pub struct VmConfig {
     /// The socket device.
     #[serde(default)]
     pub vsock: Option<Vsock>,
+    /// The metadata service.
+    #[serde(default)]
+    pub mmds_config: Option<MmdsConfig>,
     /// Where the log goes.
     #[serde(default)]
     pub logger: Option<Logger>,
@@ -73,7 +78,7 @@ pub struct VmConfig {
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "balloon",
     "boot-source",
     "drives",
@@ -81,18 +86,13 @@ const KNOWN: [&str; 9] = [
     "logger",
     "machine-config",
     "metrics",
+    "mmds-config",
     "network-interfaces",
     "vsock",
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 5] = [
-    "cpu-config",
-    "memory-hotplug",
-    "mmds-config",
-    "pmem",
-    "serial",
-];
+const UNSUPPORTED: [&str; 4] = ["cpu-config", "memory-hotplug", "pmem", "serial"];
 
 impl VmConfig {
     /// Reads the file at `path` and checks it.
@@ -155,6 +155,9 @@ impl VmConfig {
             .iter()
             .try_for_each(NetworkInterface::validate)?;
         self.vsock.as_ref().map_or(Ok(()), Vsock::validate)?;
+        if let Some(mmds) = &self.mmds_config {
+            mmds.validate(&self.network_interfaces)?;
+        }
         if self
             .drives
             .iter()

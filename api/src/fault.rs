@@ -38,6 +38,14 @@ impl Fault {
         }
     }
 
+    /// What is to be kept is larger than it may be (status 413).
+    pub fn over_limit(message: impl Into<String>) -> Self {
+        Self {
+            status: 413,
+            ..Self::new(message)
+        }
+    }
+
     /// `error` with all its causes; what a cause repeats of its effect is left out.
     pub fn from_error(error: &(dyn Error + 'static)) -> Self {
         let mut text = error.to_string();

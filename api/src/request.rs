@@ -2,11 +2,12 @@
 //! What a client can ask for, and who answers.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::balloon::BalloonRequest;
 use crate::config::{
     Balloon, BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch,
-    MetricsConfig, NetworkInterface, NetworkInterfacePatch, Vsock,
+    MetricsConfig, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Vsock,
 };
 use crate::fault::Fault;
 
@@ -25,6 +26,12 @@ pub enum Request {
     GetMetrics,
     /// GET /openapi.json
     GetOpenApi,
+    /// GET /mmds
+    GetMmds,
+    /// PUT /mmds: replaces the data of the metadata service.
+    PutMmds(Value),
+    /// PATCH /mmds: merges into the data of the metadata service (RFC 7396).
+    PatchMmds(Value),
     /// A change of the configuration, before the start.
     Configure(Box<Section>),
     /// PATCH /drives/{id}
@@ -66,6 +73,8 @@ pub enum Section {
     Entropy(Entropy),
     /// PUT /vsock
     Vsock(Vsock),
+    /// PUT /mmds/config
+    Mmds(MmdsConfig),
     /// PUT /logger
     Logger(Logger),
     /// PUT /metrics

@@ -6,19 +6,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::balloon::parse_balloon;
-use crate::config::{DrivePatch, MachineConfigPatch, NetworkInterfacePatch};
+use crate::config::{
+    DrivePatch, MachineConfigPatch, MmdsConfig, MmdsVersion, NetworkInterfacePatch,
+};
 use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 6] = [
-    "cpu-config",
-    "hotplug",
-    "mmds",
-    "pmem",
-    "serial",
-    "snapshot",
-];
+const UNSUPPORTED: [&str; 5] = ["cpu-config", "hotplug", "pmem", "serial", "snapshot"];
 
 /// A request, and whether it uses what is deprecated.
 #[derive(Debug, PartialEq)]
@@ -122,6 +117,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("GET", "") => Ok(Request::GetInstance.into()),
         ("GET", "version") => Ok(Request::GetVersion.into()),
         ("GET", "machine-config") => Ok(Request::GetMachineConfig.into()),
+        ("GET", "mmds") => Ok(Request::GetMmds.into()),
         ("GET", "vm") if second == Some("config") => Ok(Request::GetConfig.into()),
         ("GET", "metrics") => Ok(Request::GetMetrics.into()),
         ("GET", "openapi.json") => Ok(Request::GetOpenApi.into()),
@@ -132,9 +128,11 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("PUT", "logger") => Ok(configure(Section::Logger(json(body)?))),
         ("PUT", "machine-config") => parse_machine_config(body),
         ("PUT", "metrics") => Ok(configure(Section::Metrics(json(body)?))),
+        ("PUT", "mmds") => parse_mmds(second, body),
         ("PUT", "network-interfaces") => parse_network_interface(second, body),
         ("PUT", "vsock") => parse_vsock(body),
         ("PATCH", "machine-config") => parse_machine_config_patch(body),
+        ("PATCH", "mmds") => Ok(Request::PatchMmds(json(body)?).into()),
         ("PATCH", "vm") => parse_vm_patch(body),
         ("PATCH", "drives") => parse_drive_patch(second, body),
         ("PATCH", "network-interfaces") => parse_network_interface_patch(second, body),
@@ -234,6 +232,22 @@ fn parse_vsock(body: &[u8]) -> Result<Parsed, Fault> {
         deprecated: vsock.vsock_id.is_some(),
         ..configure(Section::Vsock(vsock))
     })
+}
+
+fn parse_mmds(part: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
+    match part {
+        None => Ok(Request::PutMmds(json(body)?).into()),
+        Some("config") => {
+            let config: MmdsConfig = json(body)?;
+            Ok(Parsed {
+                deprecated: config.version == MmdsVersion::V1,
+                ..configure(Section::Mmds(config))
+            })
+        }
+        Some(other) => Err(Fault::new(format!(
+            "Unrecognized PUT request path `{other}`."
+        ))),
+    }
 }
 
 fn checked_id(id: Option<&str>) -> Result<&str, Fault> {

@@ -141,6 +141,13 @@ pub(crate) struct FirecrackerArgs {
     /// Configuration of a machine to start at once, in Firecracker's JSON form
     #[arg(long, value_name = "FILE")]
     pub(crate) config_file: Option<PathBuf>,
+    /// JSON file with the data that the metadata service has from the start
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metadata: Option<PathBuf>,
+    /// The most data that the metadata service takes, in bytes of JSON [default: as
+    /// --http-api-max-payload-size]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) mmds_size_limit: Option<usize>,
     /// Name of the machine: letters, digits and `-`, up to 64
     #[arg(long, value_name = "NAME", default_value = DEFAULT_ID)]
     pub(crate) id: String,

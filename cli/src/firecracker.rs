@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use brume_api::Server;
 use brume_api::config::{Level, Logger, MetricsConfig, VmConfig};
+use brume_mmds::SharedMmds;
 use brume_vmm::Description;
 
 use crate::args::FirecrackerArgs;
@@ -14,6 +15,7 @@ use crate::clock;
 use crate::exit::Failure;
 use crate::launch::{Clock, Launch, Remote};
 use crate::log::{Log, RunningLog, Style};
+use crate::metadata;
 
 const MAX_ID: usize = 64;
 
@@ -33,19 +35,24 @@ pub(crate) fn run(args: FirecrackerArgs, started: Instant) -> Result<ExitCode, F
     let config = config.transpose()?;
     let logger = config.as_ref().and_then(|config| config.logger.clone());
     let log = start_log(&args, logger.unwrap_or_default())?;
+    let limit = args
+        .mmds_size_limit
+        .unwrap_or(args.http_api_max_payload_size);
+    let mmds = metadata::load(args.metadata.as_deref(), limit)?;
     let unknown = config.iter().flat_map(|config| &config.unknown_keys);
     for key in unknown {
         tracing::warn!("`{key}` in the configuration file means nothing and is ignored");
     }
     tracing::info!("Running brume v{}", env!("CARGO_PKG_VERSION"));
     // Whoever reads the log need not see stderr.
-    launch(args, config, log, started).inspect_err(|failure| tracing::error!("{}", failure.text()))
+    launch(args, config, (log, mmds), started)
+        .inspect_err(|failure| tracing::error!("{}", failure.text()))
 }
 
 fn launch(
     args: FirecrackerArgs,
     config: Option<VmConfig>,
-    log: RunningLog,
+    (log, mmds): (RunningLog, SharedMmds),
     started: Instant,
 ) -> Result<ExitCode, Failure> {
     let (socket, limit) = (args.api_sock.clone(), args.http_api_max_payload_size);
@@ -64,7 +71,7 @@ fn launch(
             ..MetricsConfig::default()
         });
     }
-    let description = Description { id, config };
+    let description = Description { id, config, mmds };
     match socket {
         None => launch.run(description),
         Some(path) => launch.serve(Remote {

@@ -9,6 +9,7 @@ mod exit;
 mod firecracker;
 mod launch;
 mod log;
+mod metadata;
 mod progress;
 mod run;
 mod signals;

@@ -53,6 +53,7 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
     let description = Description {
         id: DEFAULT_ID.into(),
         config,
+        ..Description::default()
     };
     match socket {
         None => launch.run(description),

@@ -13,16 +13,23 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Each part, and which others it may be built on.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("brume-api", &[]),
     ("brume-boot", &[]),
     ("brume-devices", &[]),
-    ("brume-virtio", &["brume-devices"]),
+    ("brume-mmds", &[]),
+    ("brume-virtio", &["brume-devices", "brume-mmds"]),
     (
         "brume-vmm",
-        &["brume-api", "brume-boot", "brume-devices", "brume-virtio"],
+        &[
+            "brume-api",
+            "brume-boot",
+            "brume-devices",
+            "brume-mmds",
+            "brume-virtio",
+        ],
     ),
-    ("brume-cli", &["brume-api", "brume-vmm"]),
+    ("brume-cli", &["brume-api", "brume-mmds", "brume-vmm"]),
     ("brume-tests", &["brume-api"]),
 ];
 

@@ -18,6 +18,7 @@ mod ends;
 mod hostile;
 mod input;
 mod linux;
+mod mmds;
 mod net;
 mod pause;
 mod terminal;

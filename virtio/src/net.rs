@@ -11,11 +11,15 @@
 //! header, which is also the TAP's: checksums and segmentation are left to whoever is at the far
 //! end. One worker thread (see [`crate::Worker`]) serves both directions, a bounded number of
 //! frames of the one and then of the other, so that neither starves.
+//!
+//! With a metadata service on the interface, frames for it leave the way to the TAP, and its
+//! answers come before what the TAP has.
 
 mod bridge;
-pub(crate) mod counters;
+mod counters;
 mod features;
 mod interface;
+mod metadata;
 mod rx;
 mod tap;
 mod tx;
@@ -23,6 +27,7 @@ mod tx;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use brume_mmds::Stack;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -36,6 +41,7 @@ pub use bridge::{BridgeError, join_bridge};
 pub use counters::{NetCounters, NetCounts};
 pub use tap::{Tap, TapError};
 
+use metadata::Metadata;
 use rx::Rx;
 use tx::Tx;
 
@@ -125,6 +131,8 @@ pub struct Net {
     config: NetConfig,
     tap: Arc<Tap>,
     control: NetControl,
+    /// While the device is stopped.
+    metadata: Option<Metadata>,
     worker: Option<Worker<NetBackend>>,
 }
 
@@ -148,6 +156,7 @@ impl Net {
             config,
             tap: Arc::new(tap),
             control,
+            metadata: None,
             worker: None,
         })
     }
@@ -155,6 +164,16 @@ impl Net {
     /// A way to change the device while it is used.
     pub fn control(&self) -> NetControl {
         self.control.clone()
+    }
+
+    /// The device with a metadata service on its network, beside what the TAP leads to.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no timer.
+    pub fn with_metadata(mut self, service: Stack) -> std::io::Result<Self> {
+        self.metadata = Some(Metadata::new(service)?);
+        Ok(self)
     }
 
     /// `struct virtio_net_config` (section 5.1.4), up to the MTU.
@@ -225,6 +244,7 @@ impl VirtioDevice for Net {
             rx: Rx::new(rx.queue, &memory, mergeable, ends(&self.control.rx)),
             tx: Tx::new(tx.queue, &memory, ends(&self.control.tx)),
             tap: self.tap.clone(),
+            metadata: self.metadata.take(),
             limiters: [self.control.rx.clone(), self.control.tx.clone()],
             signals: signals.clone(),
         };
@@ -235,8 +255,11 @@ impl VirtioDevice for Net {
     }
 
     fn stop(&mut self) -> Vec<Option<QueueState>> {
-        let state = self.worker.take().and_then(Worker::stop);
-        state.map_or_else(Vec::new, |queues| queues.map(Some).to_vec())
+        let Some((queues, metadata)) = self.worker.take().and_then(Worker::stop) else {
+            return Vec::new();
+        };
+        self.metadata = metadata;
+        queues.map(Some).to_vec()
     }
 }
 
@@ -258,24 +281,30 @@ struct NetBackend {
     rx: Rx,
     tx: Tx,
     tap: Arc<Tap>,
+    metadata: Option<Metadata>,
     kicks: [Arc<EventFd>; 2],
     limiters: [Arc<Limiter>; 2],
     signals: DeviceSignals,
 }
 
 impl Backend for NetBackend {
-    type State = [QueueState; 2];
+    type State = ([QueueState; 2], Option<Metadata>);
 
     fn process(&mut self) -> Result<bool, StartError> {
-        let received = self.rx.process(&self.signals)?;
-        let sent = self.tx.process(&self.signals)?;
-        Ok(received || sent)
+        let served = self.metadata.as_mut().is_some_and(Metadata::advance);
+        let received = self.rx.process(&self.signals, self.metadata.as_mut())?;
+        let sent = self.tx.process(&self.signals, self.metadata.as_mut())?;
+        Ok(served || received || sent)
     }
 
     fn arm(&mut self) -> Result<bool, StartError> {
         let receive = self.rx.arm()?;
         let send = self.tx.arm()?;
-        Ok(receive || send)
+        let serve = match &mut self.metadata {
+            Some(service) => service.arm()?,
+            None => false,
+        };
+        Ok(receive || send || serve)
     }
 
     fn disarm(&mut self) -> Result<(), StartError> {
@@ -287,12 +316,13 @@ impl Backend for NetBackend {
     fn wake_fds(&self) -> Vec<RawFd> {
         let kicks = self.kicks.iter().map(AsRawFd::as_raw_fd);
         let limiters = self.limiters.iter().map(AsRawFd::as_raw_fd);
+        let timer = self.metadata.as_ref().map(AsRawFd::as_raw_fd);
         let tap = self.tap.as_raw_fd();
-        kicks.chain(limiters).chain([tap]).collect()
+        kicks.chain(limiters).chain(timer).chain([tap]).collect()
     }
 
     fn finish(self) -> Self::State {
-        [self.rx.finish(), self.tx.finish()]
+        ([self.rx.finish(), self.tx.finish()], self.metadata)
     }
 }
 

@@ -10,6 +10,7 @@ use brume_api::config::{
 };
 use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
+use brume_mmds::{Stack, StackError};
 use brume_virtio::balloon::BalloonNewError;
 use brume_virtio::block::{self, Block, BlockConfig, BlockError};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
@@ -68,6 +69,14 @@ pub enum AttachError {
     /// The socket device.
     #[error("Vsock config error: Cannot create backend for vsock device")]
     Vsock(#[source] VsockError),
+    /// The metadata service.
+    #[error("the network device \"{id}\" cannot have the metadata service")]
+    Metadata {
+        /// The interface.
+        id: String,
+        /// Why.
+        source: StackError,
+    },
     /// More devices than there are interrupts for.
     #[error(
         "a machine can have {} drives and network interfaces",
@@ -183,8 +192,11 @@ pub(crate) fn open_drive(drive: &Drive) -> Result<Block, AttachError> {
     })
 }
 
-/// Opens or makes what is behind a network interface.
-pub(crate) fn open_interface(interface: &NetworkInterface) -> Result<Net, AttachError> {
+/// Opens or makes what is behind a network interface, on which the guest also finds `metadata`.
+pub(crate) fn open_interface(
+    interface: &NetworkInterface,
+    metadata: Option<Stack>,
+) -> Result<Net, AttachError> {
     let id = || interface.iface_id.clone();
     let opened = match &interface.host_dev_name {
         Some(name) => Tap::open(name),
@@ -201,7 +213,11 @@ pub(crate) fn open_interface(interface: &NetworkInterface) -> Result<Net, Attach
         rx_limits: limits(interface.rx_rate_limiter),
         tx_limits: limits(interface.tx_rate_limiter),
     };
-    Net::new(config, tap).map_err(|source| AttachError::Net { id: id(), source })
+    let net = Net::new(config, tap).map_err(|source| AttachError::Net { id: id(), source })?;
+    Ok(match metadata {
+        Some(service) => net.with_metadata(service)?,
+        None => net,
+    })
 }
 
 /// Makes a TAP, with the MTU that the guest will be told.

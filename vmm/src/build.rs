@@ -26,6 +26,7 @@ use crate::event::{EventSender, event_queue};
 use crate::instance::Description;
 use crate::kvm::{KvmError, Vm};
 use crate::machine::{Machine, MachineParts};
+use crate::mmds::stack_on;
 use crate::telemetry::{MetricsError, Telemetry};
 
 /// A machine that cannot be built.
@@ -114,23 +115,24 @@ impl Machine {
     pub fn build(description: Description, options: BuildOptions) -> Result<Self, BuildError> {
         let (sender, queue) = event_queue()?;
         let telemetry = Telemetry::of(&description.config)?;
-        let parts = MachineParts::build(&description.config, options, &sender)?;
+        let parts = MachineParts::build(&description, options, &sender)?;
         Ok(Self::new(parts, (sender, queue), description, telemetry))
     }
 }
 
 impl MachineParts {
-    /// Builds the machine that `config` describes, with parts that report to `sender`.
+    /// Builds the machine that `description` describes, with parts that report to `sender`.
     pub(crate) fn build(
-        config: &VmConfig,
+        description: &Description,
         options: BuildOptions,
         sender: &EventSender,
     ) -> Result<Self, BuildError> {
+        let config = &description.config;
         config.validate()?;
         let kernel = open_kernel(&config.boot_source)?;
         let initrd = open_initrd(&config.boot_source)?;
         let memory = map_memory(config.machine_config.memory_bytes())?;
-        let (devices, mut controls) = open_devices(config)?;
+        let (devices, mut controls) = open_devices(description)?;
 
         let vm = Vm::new(&memory, config.machine_config.track_dirty_pages)?;
         let mut buses = Buses::default();
@@ -250,7 +252,10 @@ fn drives_in_order(config: &VmConfig) -> impl Iterator<Item = &Drive> {
 }
 
 /// The devices, in the order in which the guest finds them, and the handles on them.
-fn open_devices(config: &VmConfig) -> Result<(Vec<Box<dyn VirtioDevice>>, Controls), AttachError> {
+fn open_devices(
+    description: &Description,
+) -> Result<(Vec<Box<dyn VirtioDevice>>, Controls), AttachError> {
+    let Description { config, mmds, .. } = description;
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let mut controls = Controls::default();
     for drive in drives_in_order(config) {
@@ -260,8 +265,14 @@ fn open_devices(config: &VmConfig) -> Result<(Vec<Box<dyn VirtioDevice>>, Contro
         devices.push(Box::new(block));
     }
     for interface in &config.network_interfaces {
-        let net = attach::open_interface(interface)?;
-        let control = (interface.iface_id.clone(), net.control());
+        let id = &interface.iface_id;
+        let metadata = stack_on(id, config.mmds_config.as_ref(), mmds);
+        let metadata = metadata.map_err(|source| AttachError::Metadata {
+            id: id.clone(),
+            source,
+        })?;
+        let net = attach::open_interface(interface, metadata)?;
+        let control = (id.clone(), net.control());
         controls.interfaces.push(control);
         devices.push(Box::new(net));
     }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use brume_api::config::VmConfig;
 use brume_api::{Answer, ApiMetrics, Controller, EventHub, Fault, Request as ApiRequest, Section};
+use brume_mmds::SharedMmds;
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use serde_json::json;
 
@@ -28,6 +29,7 @@ use crate::event::{
 use crate::lifecycle::VmState;
 use crate::machine::{Machine, MachineParts, RunError, WakeUp};
 use crate::metrics::{self, Counts, host_use};
+use crate::mmds;
 use crate::telemetry::Telemetry;
 
 /// The version of Firecracker whose interface this is.
@@ -72,6 +74,8 @@ pub struct Description {
     pub id: String,
     /// What it is made from.
     pub config: VmConfig,
+    /// The data of its metadata service; [`BuildOptions`] have the same.
+    pub mmds: SharedMmds,
 }
 
 impl Description {
@@ -99,7 +103,10 @@ impl Description {
             ApiRequest::Balloon(request) if state == VmState::NotStarted => {
                 return balloon::answer_before_start(request, &self.config);
             }
-            _ => return None,
+            _ => {
+                let late = state != VmState::NotStarted && self.config.mmds_config.is_none();
+                return mmds::answer(&self.mmds, request, late);
+            }
         };
         Some(answer)
     }
@@ -190,7 +197,7 @@ impl Instance {
     /// It cannot be built as it is described.
     pub fn build(mut self) -> Result<Machine, BuildError> {
         let options = (self.options)()?;
-        let parts = MachineParts::build(&self.description.config, options, &self.sender)?;
+        let parts = MachineParts::build(&self.description, options, &self.sender)?;
         let queue = (self.sender, self.queue);
         Ok(Machine::new(parts, queue, self.description, self.telemetry))
     }
@@ -329,7 +336,7 @@ impl Instance {
             return Err(Fault::new(text));
         }
         let options = (self.options)().map_err(|error| Fault::from_error(&error))?;
-        MachineParts::build(config, options, &self.sender)
+        MachineParts::build(&self.description, options, &self.sender)
             .map_err(|error| Fault::from_error(&error))
     }
 }

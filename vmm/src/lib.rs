@@ -19,6 +19,7 @@ mod kvm;
 mod lifecycle;
 mod machine;
 mod metrics;
+mod mmds;
 mod telemetry;
 
 pub use attach::AttachError;

@@ -32,6 +32,7 @@ impl VmConfig {
             Section::Balloon(balloon) => next.balloon = Some(balloon),
             Section::Entropy(entropy) => next.entropy = Some(entropy),
             Section::Vsock(vsock) => next.vsock = Some(vsock),
+            Section::Mmds(mmds) => next.mmds_config = Some(mmds),
             Section::Logger(logger) => next.logger = Some(logger),
             Section::Metrics(metrics) => next.metrics = Some(metrics),
         }

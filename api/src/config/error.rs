@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::MAX_VCPUS;
+use super::{MAX_VCPUS, MmdsConfigError};
 
 /// A configuration that cannot become a machine.
 #[derive(Debug, Error)]
@@ -88,6 +88,9 @@ pub enum ConfigError {
     /// A CID that no guest has.
     #[error("Vsock config error: `guest_cid` is {0}; 3 to 4294967294 is possible")]
     GuestCid(u32),
+    /// A metadata service that cannot be. Firecracker spells it so.
+    #[error("MMMDS config error: {0}")]
+    Mmds(#[from] MmdsConfigError),
     /// Something Firecracker has and this version has not.
     #[error("`{0}` is not supported by this version of brume; leave it out")]
     Unsupported(&'static str),

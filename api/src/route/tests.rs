@@ -14,6 +14,9 @@ fn what_clients_send_is_understood() {
     for (method, path, body, expected) in [
         ("GET", "/", "", Request::GetInstance),
         ("GET", "/version", "", Request::GetVersion),
+        ("GET", "/mmds", "", Request::GetMmds),
+        // Firecracker shows the data there too.
+        ("GET", "/mmds/config", "", Request::GetMmds),
         ("GET", "/vm/config", "", Request::GetConfig),
         ("GET", "/machine-config", "", Request::GetMachineConfig),
         (
@@ -28,6 +31,39 @@ fn what_clients_send_is_understood() {
     ] {
         let parsed = parse(method, path, body.as_bytes()).unwrap();
         assert_eq!(parsed, expected.into(), "{method} {path} {body}");
+    }
+}
+
+#[test]
+fn the_data_of_the_metadata_service_is_any_json() {
+    for (body, value) in [
+        (
+            r#"{"a": {"b": null}}"#,
+            serde_json::json!({"a": {"b": null}}),
+        ),
+        ("[1]", serde_json::json!([1])),
+        ("null", serde_json::json!(null)),
+    ] {
+        let put = parse("PUT", "/mmds", body.as_bytes()).unwrap();
+        assert_eq!(put, Request::PutMmds(value.clone()).into());
+        let patch = parse("PATCH", "/mmds", body.as_bytes()).unwrap();
+        assert_eq!(patch, Request::PatchMmds(value).into());
+    }
+    // So deep that it would be a danger to whoever walks through it.
+    let deep = "[".repeat(200) + &"]".repeat(200);
+    assert!(refusal("PUT", "/mmds", &deep).contains("recursion limit exceeded"));
+}
+
+#[test]
+fn version_1_of_the_metadata_service_is_deprecated() {
+    for (body, deprecated) in [
+        (r#"{"network_interfaces": ["e"], "version": "V2"}"#, false),
+        (r#"{"network_interfaces": ["e"], "version": "V1"}"#, true),
+        (r#"{"network_interfaces": ["e"]}"#, true),
+    ] {
+        let parsed = parse("PUT", "/mmds/config", body.as_bytes()).unwrap();
+        assert!(matches!(parsed.request, Request::Configure(_)));
+        assert_eq!(parsed.deprecated, deprecated, "{body}");
     }
 }
 
@@ -106,6 +142,7 @@ fn refusals_have_firecrackers_texts() {
             "",
             "Invalid request method and/or path: GET vm.",
         ),
+        ("PUT", "/mmds/x", "{}", "Unrecognized PUT request path `x`."),
         ("PUT", "/drives/", "{}", "The ID cannot be empty."),
         (
             "PUT",
@@ -184,7 +221,7 @@ fn refusals_have_firecrackers_texts() {
 #[test]
 fn what_is_not_there_yet_says_so() {
     for (method, path) in [
-        ("PUT", "/mmds"),
+        ("PUT", "/pmem/a"),
         ("GET", "/hotplug/memory"),
         ("PUT", "/snapshot/load"),
     ] {

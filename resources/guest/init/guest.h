@@ -48,7 +48,7 @@ bool run_step(const char *text);
 // Runs the steps of a list with commas between.
 void run_steps(const char *list);
 
-// --- machine.c, memory.c, disk.c, net.c, console.c, power.c: the steps -------
+// --- machine.c, memory.c, disk.c, net.c, mmds.c, console.c, power.c: the steps -------
 
 bool step_hello(const char *argument);
 bool step_cpus(const char *argument);
@@ -60,6 +60,7 @@ bool step_blkid(const char *argument);
 bool step_net(const char *argument);
 bool step_ping(const char *argument);
 bool step_pinged(const char *argument);
+bool step_mmds(const char *argument);
 bool step_serve(const char *argument);
 bool step_echo(const char *argument);
 bool step_rng(const char *argument);

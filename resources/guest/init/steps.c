@@ -17,6 +17,7 @@ const struct step steps[] = {
 	{ "net", step_net, "[=NIC:A.B.C.D/LEN]: bring a NIC up (brume.ip=)" },
 	{ "ping", step_ping, "=A.B.C.D: three echo requests" },
 	{ "pinged", step_pinged, "=COUNT: wait for that many echo requests" },
+	{ "mmds", step_mmds, "=A.B.C.D/PATH: a value of the metadata service" },
 	{ "serve", step_serve, "=SECONDS: stay up" },
 	{ "rng", step_rng, "bytes from the hardware generator" },
 	{ "echo", step_echo, "a line from the console, back to it" },

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 
+use super::metadata::Metadata;
 use super::tap::Frame;
 use super::{BATCH, Ends, HEADER_LEN, MAX_FRAME};
 use crate::memory::{GuestMemory, IoBuffers};
@@ -83,9 +84,13 @@ impl Rx {
     }
 
     /// Receives up to a batch of frames; whether there was anything to do.
-    pub(super) fn process(&mut self, signals: &DeviceSignals) -> Result<bool, QueueError> {
+    pub(super) fn process(
+        &mut self,
+        signals: &DeviceSignals,
+        mut metadata: Option<&mut Metadata>,
+    ) -> Result<bool, QueueError> {
         let mut frames = 0;
-        while frames < BATCH && self.receive(signals)? {
+        while frames < BATCH && self.receive(signals, metadata.as_deref_mut())? {
             frames += 1;
         }
         let used = std::mem::take(&mut self.used);
@@ -99,7 +104,11 @@ impl Rx {
     }
 
     /// Receives one frame; whether there was one that is done with.
-    fn receive(&mut self, signals: &DeviceSignals) -> Result<bool, QueueError> {
+    fn receive(
+        &mut self,
+        signals: &DeviceSignals,
+        metadata: Option<&mut Metadata>,
+    ) -> Result<bool, QueueError> {
         let frame = match self.held {
             Some(frame) => frame,
             None => {
@@ -109,7 +118,13 @@ impl Rx {
                 {
                     return Ok(false);
                 }
-                let Some(frame) = self.read_frame(signals)? else {
+                // The service's frames are few: the guest has asked for each.
+                let own = metadata.and_then(|service| service.give(&mut self.spill));
+                let read = match own {
+                    Some(frame) => Some(frame),
+                    None => self.read_frame(signals)?,
+                };
+                let Some(frame) = read else {
                     return Ok(false);
                 };
                 frame

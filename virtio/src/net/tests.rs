@@ -7,6 +7,7 @@
 
 mod device;
 mod host;
+mod metadata;
 mod rx;
 mod tx;
 

@@ -5,9 +5,10 @@
 //! nothing is ever in flight. It also checks the header, which the guest may fill with anything;
 //! what it refuses is dropped, as by a network card that cannot send.
 //!
-//! A frame that is for the VMM itself, or that has to wait for a rate limit, would be caught in
-//! [`Tx::transmit`], before the TAP sees it.
+//! A frame for the metadata service is caught in [`Tx::transmit`], before the TAP sees it. One that
+//! has to wait for a rate limit would be so too.
 
+use super::metadata::Metadata;
 use super::{BATCH, Ends, HEADER_LEN, MAX_FRAME};
 use crate::memory::{GuestMemory, IoBuffers};
 use crate::queue::{Chain, Queue, QueueError, QueueState};
@@ -16,6 +17,7 @@ use crate::signals::DeviceSignals;
 pub(super) struct Tx {
     queue: Queue,
     ends: Ends,
+    memory: GuestMemory,
     chain: Chain,
     buffers: IoBuffers,
     /// Whether the rate limiter holds frames back.
@@ -27,6 +29,7 @@ impl Tx {
         Self {
             queue,
             ends,
+            memory: memory.clone(),
             chain: Chain::new(),
             buffers: IoBuffers::new(memory.clone()),
             throttled: false,
@@ -34,7 +37,11 @@ impl Tx {
     }
 
     /// Sends up to a batch of frames; whether there was any.
-    pub(super) fn process(&mut self, signals: &DeviceSignals) -> Result<bool, QueueError> {
+    pub(super) fn process(
+        &mut self,
+        signals: &DeviceSignals,
+        mut metadata: Option<&mut Metadata>,
+    ) -> Result<bool, QueueError> {
         let mut any = false;
         self.throttled = false;
         for _ in 0..BATCH {
@@ -47,7 +54,7 @@ impl Tx {
                 break;
             }
             any = true;
-            self.transmit();
+            self.transmit(metadata.as_deref_mut());
             self.queue.push_used(self.chain.head(), 0)?;
         }
         if any {
@@ -60,7 +67,7 @@ impl Tx {
     }
 
     /// Sends what is in the chain.
-    fn transmit(&mut self) {
+    fn transmit(&mut self, metadata: Option<&mut Metadata>) {
         let Ends {
             tap,
             counters,
@@ -71,6 +78,9 @@ impl Tx {
             counters.tx_bad_chains.add(1);
             return;
         };
+        if metadata.is_some_and(|service| service.take(&self.memory, frame, len)) {
+            return;
+        }
         self.buffers.clear();
         if frame.add_to(&mut self.buffers, 0, frame.len()).is_err() {
             counters.tx_bad_chains.add(1);

@@ -18,10 +18,10 @@ use crate::signals::DeviceSignals;
 use crate::testing::{BUFFERS, Driver, NEXT, memory, readable, writable};
 
 /// Where the receive buffers are, behind the rings of the second queue.
-const RX_BUFFERS: u64 = BUFFERS + 0x20000;
+pub(super) const RX_BUFFERS: u64 = BUFFERS + 0x20000;
 const TX_BUFFERS: u64 = BUFFERS + 0x200_000;
 
-fn config() -> NetConfig {
+pub(super) fn config() -> NetConfig {
     NetConfig {
         id: "eth0".to_owned(),
         mac: None,
@@ -31,23 +31,28 @@ fn config() -> NetConfig {
     }
 }
 
-struct Rig {
-    net: Net,
-    rx: Driver,
-    tx: Driver,
-    wire: UnixStream,
+pub(super) struct Rig {
+    pub(super) net: Net,
+    pub(super) rx: Driver,
+    pub(super) tx: Driver,
+    pub(super) wire: UnixStream,
     features: u64,
-    signals: DeviceSignals,
+    pub(super) signals: DeviceSignals,
     interrupts: Arc<AtomicU32>,
 }
 
 impl Rig {
-    fn new(size: u16, features: u64) -> Self {
+    pub(super) fn new(size: u16, features: u64) -> Self {
         let (tap, wire) = Tap::mock();
+        Self::of(Net::new(config(), tap).unwrap(), wire, size, features)
+    }
+
+    /// A rig round a device that is there already.
+    pub(super) fn of(net: Net, wire: UnixStream, size: u16, features: u64) -> Self {
         let memory = memory();
         let (signals, interrupts) = signals();
         Self {
-            net: Net::new(config(), tap).unwrap(),
+            net,
             rx: Driver::new(memory.clone(), size),
             tx: second_driver(memory, size),
             wire,
@@ -57,7 +62,7 @@ impl Rig {
         }
     }
 
-    fn start(&mut self) {
+    pub(super) fn start(&mut self) {
         let queue = |driver: &Driver| {
             Some(StartedQueue {
                 queue: driver.queue(self.features),
@@ -74,7 +79,7 @@ impl Rig {
     }
 
     /// Stops the device, and keeps its queues to start from.
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         let states = self.net.stop();
         let [Some(rx), Some(tx)] = states[..] else {
             panic!("two queues ran, and these came back: {states:?}");
@@ -82,11 +87,11 @@ impl Rig {
         (self.rx.state, self.tx.state) = (rx, tx);
     }
 
-    fn add_rx(&mut self, slot: u64) {
+    pub(super) fn add_rx(&mut self, slot: u64) {
         self.rx.add(&[writable(RX_BUFFERS + 2048 * slot, 2048)]);
     }
 
-    fn add_tx(&mut self, slot: u64, frame: &[u8]) {
+    pub(super) fn add_tx(&mut self, slot: u64, frame: &[u8]) {
         let address = TX_BUFFERS + 2048 * slot;
         self.tx
             .memory

@@ -269,7 +269,7 @@ fn frames_pass_between_the_guest_and_the_host() {
         let sent = unsafe { libc::send(host.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
         assert_eq!(sent, 188);
         eventually("our frame arrives at the guest", || {
-            rx.process(&signals).unwrap();
+            rx.process(&signals, None).unwrap();
             let Some(used) = driver.take_used() else {
                 return false;
             };
@@ -287,7 +287,7 @@ fn frames_pass_between_the_guest_and_the_host() {
             .write_slice(&whole, GuestAddress(BUFFERS))
             .unwrap();
         driver.add(&[readable(BUFFERS, 200)]);
-        tx.process(&signals).unwrap();
+        tx.process(&signals, None).unwrap();
         let mut data = [0u8; 2048];
         eventually("our frame arrives at the host", || {
             let room = data.len();
@@ -310,7 +310,7 @@ fn frames_pass_between_the_guest_and_the_host() {
                 .write_slice(&header, GuestAddress(BUFFERS))
                 .unwrap();
             driver.add(&[readable(BUFFERS, 200)]);
-            tx.process(&signals).unwrap();
+            tx.process(&signals, None).unwrap();
             assert_eq!(counters.get().tx_errors, refused + 1, "{header:x?}");
         }
     });
@@ -332,7 +332,7 @@ fn an_interface_that_was_removed_is_no_work() {
         let queue = driver.queue(0);
         let mut rx = Rx::new(queue, &driver.memory, true, ends(&tap, &counters));
         driver.add(&[writable(BUFFERS, 2048)]);
-        assert!(!rx.process(&signals).unwrap());
+        assert!(!rx.process(&signals, None).unwrap());
         assert_eq!(counters.get().rx_errors, 1);
     });
 }

@@ -71,7 +71,7 @@ impl Rig {
     }
 
     fn process(&mut self) -> Result<bool, QueueError> {
-        self.rx.as_mut().unwrap().process(&self.signals)
+        self.rx.as_mut().unwrap().process(&self.signals, None)
     }
 
     /// Adds a chain for each of `lens`, one after the other in memory; their addresses.

@@ -52,7 +52,7 @@ impl Rig {
     }
 
     fn process(&mut self) -> Result<bool, QueueError> {
-        self.tx.process(&self.signals)
+        self.tx.process(&self.signals, None)
     }
 
     fn put(&self, address: u64, data: &[u8]) {

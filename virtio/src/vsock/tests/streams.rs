@@ -131,7 +131,7 @@ fn a_host_that_never_reads_costs_no_more_than_its_credit_and_nobody_else() {
     let mut slow = guest.connect(&listener, 1, 9);
     let mut other = guest.connect(&listener, 2, 9);
     let chunk = pattern(65536);
-    let mut sent = Vec::new();
+    let mut sent: Vec<u8> = Vec::new();
     let mut full = false;
     while !full {
         let len = (slow.credit() as usize).min(chunk.len());
