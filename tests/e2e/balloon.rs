@@ -25,6 +25,9 @@ impl Api {
         let socket = folder.path().join("api.sock");
         let mut command = brume();
         command.arg("--api-sock").arg(&socket);
+        // Else it would be between the guest's words.
+        let log = folder.path().join("log");
+        command.arg("--log-path").arg(log);
         let api = Self {
             vm: Vm::spawn(command),
             socket,

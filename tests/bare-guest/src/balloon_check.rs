@@ -172,6 +172,8 @@ pub fn run() {
         fill(memory);
         hint(&mut balloon, way, memory, wait);
     }
+    // Dropping it would reset the device, which then forgets what the host may want to see.
+    core::mem::forget(balloon);
 }
 
 /// Sends statistics; the device keeps the buffer.
