@@ -67,10 +67,7 @@ pub enum VsockError {
     #[error("a guest cannot have the CID {0}: {MIN_GUEST_CID} to 4294967294 are possible")]
     Cid(u32),
     /// The socket cannot be made; most likely there is a file with its name.
-    #[error(
-        "Error binding to the host-side Unix socket: {source} ({}; remove the file if nobody uses it)",
-        path.display()
-    )]
+    #[error("Error binding to the host-side Unix socket: {source} ({})", path.display())]
     Bind {
         /// Its path.
         path: PathBuf,

@@ -452,3 +452,68 @@ impl AsRawFd for Muxer {
         self.watch.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::memory::IoBuffers;
+    use crate::queue::Buffers;
+    use crate::testing::memory;
+
+    /// Gives the muxer a packet without payload.
+    fn receive(muxer: &mut Muxer, op: u16, port: u32) {
+        let header = Header {
+            src_cid: 3,
+            dst_cid: HOST_CID,
+            src_port: port,
+            dst_port: 9,
+            kind: TYPE_STREAM,
+            op,
+            ..Header::default()
+        };
+        let memory = memory();
+        let mut payload = Payload {
+            memory: &memory,
+            buffers: &Buffers::default(),
+            offset: 0,
+            len: 0,
+            places: &mut IoBuffers::new(memory.clone()),
+        };
+        muxer.receive(&header, &mut payload);
+    }
+
+    #[test]
+    fn connections_that_are_gone_have_no_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(&folder.path().join("v")).unwrap();
+        let host = UnixListener::bind(folder.path().join("v_9")).unwrap();
+        let mut muxer = Muxer::new(3, listener, Arc::default()).unwrap();
+        for port in 0..500 {
+            receive(&mut muxer, op::REQUEST, port);
+            host.accept().unwrap();
+            assert_eq!(muxer.turns.len(), 1);
+            receive(&mut muxer, op::RST, port);
+            assert!(!muxer.has_something_to_say());
+        }
+    }
+
+    #[test]
+    fn ports_of_the_host_are_not_given_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(&folder.path().join("v")).unwrap();
+        let mut muxer = Muxer::new(3, listener, Arc::default()).unwrap();
+        muxer.next_host_port = PORT_ANY - 1;
+        let mut ports = Vec::new();
+        for _ in 0..3 {
+            let key = muxer.free_key(5);
+            let (stream, _) = UnixStream::pair().unwrap();
+            muxer.insert(key, Connection::requested(stream, 1));
+            ports.push(key.host_port);
+            muxer.next_host_port = PORT_ANY - 1;
+        }
+        let expected = [PORT_ANY - 1, FIRST_HOST_PORT, FIRST_HOST_PORT + 1];
+        assert_eq!(ports, expected);
+    }
+}

@@ -63,6 +63,8 @@ fn connections_survive_a_pause() {
     let mut guest = Guest::new();
     let mut peer = guest.accept(1);
     guest.stop();
+    let rx = guest.rx.state;
+    assert_eq!(rx.next_avail, rx.next_used, "unused buffers are put back");
     peer.stream().write_all(b"meanwhile").unwrap();
     let mut client = UnixStream::connect(guest.path()).unwrap();
     client.write_all(b"CONNECT 8\n").unwrap();
@@ -130,6 +132,7 @@ fn the_guest_is_told_of_a_transport_reset_once_it_has_a_buffer() {
 fn a_device_without_work_raises_no_interrupts() {
     let mut guest = Guest::new();
     let peer = guest.accept(1);
+    guest.expect_nothing();
     let before = guest.interrupts.load(Ordering::SeqCst);
     assert!(before > 0);
     guest.expect_nothing();
