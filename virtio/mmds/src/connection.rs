@@ -61,8 +61,14 @@ impl Connection {
         now: Duration,
         respond: &mut dyn FnMut(&Request<'_>) -> Response,
     ) -> bool {
-        if matches!(socket.state(), State::Listen | State::Closed) {
-            return false;
+        match socket.state() {
+            State::Closed => return false,
+            State::Listen => {
+                // A guest that takes its SYN back sends the socket back to where it was.
+                *self = Self::new(self.handle);
+                return false;
+            }
+            _ => {}
         }
         let new = self.since.is_none();
         if self.deadline().is_some_and(|deadline| deadline <= now) {

@@ -105,12 +105,19 @@ impl Net {
 
     /// A millisecond in the life of both.
     fn step(&mut self) {
+        self.step_with(|frame| vec![frame]);
+    }
+
+    /// A step in which `wire` says what becomes of each of the guest's frames.
+    fn step_with(&mut self, mut wire: impl FnMut(Vec<u8>) -> Vec<Vec<u8>>) {
         self.now += Duration::from_millis(1);
         self.guest
             .poll(stack_time(self.now), &mut self.card, &mut self.sockets);
         while let Some(frame) = self.card.outgoing.pop_front() {
             assert!(self.stack.is_addressee(&frame));
-            self.stack.receive_at(self.now, frame);
+            for frame in wire(frame) {
+                self.stack.receive_at(self.now, frame);
+            }
         }
         self.stack.advance_at(self.now);
         while self.listens
@@ -307,6 +314,21 @@ fn a_quiet_connection_is_given_up() {
 }
 
 #[test]
+fn a_connection_after_one_that_was_taken_back_has_its_own_time() {
+    let mut net = Net::new(false);
+    net.put(json!({"a": "x"}));
+    net.stack
+        .receive_at(net.now, segment(2, 999, 0, 0xffff, b""));
+    net.stack
+        .receive_at(net.now, segment(4, 1000, 0, 0xffff, b""));
+    assert!(net.stack.connections.iter().all(|one| one.since.is_none()));
+    net.now += Duration::from_secs(40);
+    let connection = net.connect();
+    let (_, body) = net.ask(connection, "GET /a HTTP/1.1\r\n\r\n");
+    assert_eq!(body, "x");
+}
+
+#[test]
 fn new_connections_take_the_place_of_quiet_ones() {
     let mut net = Net::new(false);
     net.put(json!({"a": "x"}));
@@ -397,6 +419,32 @@ fn frames_for_others_are_left_alone() {
     assert!(!stack.is_addressee(&[]));
 }
 
+/// A segment from port 40000, with the options of a SYN if it is one.
+fn segment(flags: u8, sequence: u32, acknowledged: u32, window: u16, data: &[u8]) -> Vec<u8> {
+    let options: &[u8] = if flags & 2 != 0 {
+        &[2, 4, 2, 0, 3, 3, 7, 4, 2, 0, 0, 0]
+    } else {
+        &[]
+    };
+    let len = u16::try_from(40 + options.len() + data.len()).unwrap();
+    let header_len = u8::try_from(20 + options.len()).unwrap() << 2;
+    let mut frame = [MAC.0, GUEST_MAC.0].concat();
+    frame.extend([8, 0, 0x45, 0]);
+    frame.extend(len.to_be_bytes());
+    frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
+    frame.extend(GUEST.octets());
+    frame.extend(ADDRESS.octets());
+    frame.extend([0x9c, 0x40, 0, 80]);
+    frame.extend(sequence.to_be_bytes());
+    frame.extend(acknowledged.to_be_bytes());
+    frame.extend([header_len, flags]);
+    frame.extend(window.to_be_bytes());
+    frame.extend([0; 4]);
+    frame.extend(options);
+    frame.extend(data);
+    frame
+}
+
 /// The frames of a connection and a request.
 fn recorded() -> Vec<Vec<u8>> {
     let mut net = Net::new(false);
@@ -452,6 +500,105 @@ proptest! {
         }
         while net.stack.transmit().is_some() {}
         // Not the port of a connection that was half made.
+        net.next_port = 60_000;
+        let connection = net.connect();
+        let (_, body) = net.ask(connection, "GET /a HTTP/1.1\r\n\r\n");
+        prop_assert_eq!(body, "x");
+    }
+
+    /// A guest that knows its connection's numbers and does with them what it likes.
+    #[test]
+    fn hostile_segments_do_no_harm(
+        segments in prop::collection::vec(
+            (
+                prop::sample::select(vec![2, 0x10, 0x10, 0x18, 0x18, 0x11, 0x14, 4, 0x12, 0x38, 0]),
+                prop_oneof![Just(0), -3..3i32, -9000..9000, any::<i32>()],
+                prop_oneof![Just(0), -3..3i32, -9000..9000, any::<i32>()],
+                any::<u16>(),
+                prop_oneof![Just(0), 0..4usize, 0..8000usize],
+                prop_oneof![Just(0), 0..3u64, 0..40_000u64],
+                any::<bool>(),
+            ),
+            1..60,
+        )
+    ) {
+        let mut net = Net::new(false);
+        net.put(json!({"a": "x".repeat(20_000)}));
+        let (mut sequence, mut acknowledged) = (1000u32, 0u32);
+        net.stack.receive_at(net.now, segment(2, 999, 0, 0xffff, b""));
+        for (flags, ahead, behind, window, len, wait, takes) in segments {
+            while takes && let Some(frame) = net.stack.transmit() {
+                let number = u32::from_be_bytes(field(&frame, 38).unwrap());
+                // What a SYN, a FIN or data count.
+                let data = u32::from(u16::from_be_bytes(field(&frame, 16).unwrap())) - 20;
+                let header = u32::from(frame[46] >> 4) * 4;
+                let one = u32::from(frame[47] & 3 != 0);
+                acknowledged = number.wrapping_add(data - header + one);
+            }
+            let mut data = b"GET /a HTTP/1.1\r\n\r\n".repeat(len / 19 + 1);
+            data.truncate(len);
+            let numbers = (
+                sequence.wrapping_add_signed(ahead),
+                acknowledged.wrapping_add_signed(behind),
+            );
+            net.now += Duration::from_millis(wait);
+            net.stack.advance_at(net.now);
+            net.stack.receive_at(net.now, segment(flags, numbers.0, numbers.1, window, &data));
+            if ahead == 0 {
+                sequence = sequence.wrapping_add(u32::try_from(len).unwrap());
+            }
+            prop_assert!(net.connections() <= MAX_CONNECTIONS + 1);
+            prop_assert!(net.stack.due.is_none_or(|due| due > net.now));
+        }
+        while net.stack.transmit().is_some() {}
+        let connection = net.connect();
+        let (_, body) = net.ask(connection, "GET /a HTTP/1.1\r\n\r\n");
+        prop_assert_eq!(body.len(), 20_000);
+    }
+
+    /// A guest whose frames go astray in the middle of good conversations: what it sends is in the
+    /// service's windows, and so gets further.
+    #[test]
+    fn broken_conversations_do_no_harm(
+        edits in prop::collection::vec(
+            prop::option::weighted(0.4, (34..60usize, any::<u8>(), 0..4u8)),
+            1..100,
+        )
+    ) {
+        let mut net = Net::new(false);
+        net.put(json!({"a": "x", "big": "y".repeat(30_000)}));
+        let mut edits = edits.iter().cycle();
+        for round in 0..6 {
+            let handle = net.connect_to(80);
+            for step in 0..60 {
+                if step % 20 == 10 && net.socket(handle).may_send() {
+                    let text = "GET /big HTTP/1.1\r\n\r\nGET /a HTTP/1.1\r\n\r\n";
+                    let _ = net.socket(handle).send_slice(text.as_bytes());
+                }
+                if step == 50 && round % 2 == 0 {
+                    net.socket(handle).close();
+                }
+                net.step_with(|frame| {
+                    let Some(Some((at, value, kind))) = edits.next() else {
+                        return vec![frame];
+                    };
+                    let mut broken = frame.clone();
+                    if let Some(byte) = broken.get_mut(*at) {
+                        *byte ^= value;
+                    }
+                    match kind {
+                        0 => vec![broken],
+                        1 => vec![frame, broken],
+                        2 => vec![broken.clone(), frame, broken],
+                        _ => Vec::new(),
+                    }
+                });
+                prop_assert!(net.connections() <= MAX_CONNECTIONS + 1);
+                // Whatever there is to wait for, it is not a busy wait.
+                let due = net.stack.due;
+                prop_assert!(due.is_none_or(|due| due > net.now));
+            }
+        }
         net.next_port = 60_000;
         let connection = net.connect();
         let (_, body) = net.ask(connection, "GET /a HTTP/1.1\r\n\r\n");
