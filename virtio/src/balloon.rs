@@ -19,6 +19,7 @@
 
 mod backend;
 mod control;
+mod counters;
 mod host;
 mod ranges;
 mod statistics;
@@ -34,6 +35,7 @@ use crate::queue::QueueState;
 use crate::worker::Worker;
 
 pub use control::{BalloonControl, BalloonError, HintingStatus};
+pub use counters::{BalloonCounts, GivenBack};
 pub use statistics::{STATISTICS, Statistics};
 
 use backend::{BalloonBackend, Role};

@@ -28,6 +28,8 @@ struct Shared {
 pub struct DeviceSignals {
     shared: Arc<Shared>,
     line: Interrupt,
+    /// Raised when the device cannot go on.
+    failure: Option<Interrupt>,
 }
 
 impl DeviceSignals {
@@ -36,6 +38,16 @@ impl DeviceSignals {
         Self {
             shared: Arc::default(),
             line,
+            failure: None,
+        }
+    }
+
+    /// The same signals, with `failure` raised each time that the device cannot go on.
+    #[must_use]
+    pub fn with_failure(self, failure: Interrupt) -> Self {
+        Self {
+            failure: Some(failure),
+            ..self
         }
     }
 
@@ -59,6 +71,9 @@ impl DeviceSignals {
     /// Puts the device into DEVICE_NEEDS_RESET and tells the driver (section 2.1.2).
     pub fn needs_reset(&self) {
         self.shared.needs_reset.store(true, Ordering::SeqCst);
+        if let Some(failure) = &self.failure {
+            failure.raise();
+        }
         self.config_changed();
     }
 

@@ -23,6 +23,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::chipset::Buses;
+use crate::event::{Event, EventSender};
 use crate::kvm::{KvmError, Vm};
 
 /// What a TAP that we make is called; the kernel puts a number for the `%d`.
@@ -94,6 +95,12 @@ pub enum AttachError {
     Kvm(#[from] KvmError),
 }
 
+/// A device, and what it is called in events.
+pub(crate) struct NamedDevice {
+    pub(crate) name: String,
+    pub(crate) device: Box<dyn VirtioDevice>,
+}
+
 /// A virtio device in its place.
 pub(crate) type SharedTransport = Arc<Mutex<MmioTransport>>;
 
@@ -101,26 +108,28 @@ pub(crate) type SharedTransport = Arc<Mutex<MmioTransport>>;
 pub(crate) struct VirtioSlots<'a> {
     vm: &'a Vm,
     memory: &'a GuestMemory,
+    events: &'a EventSender,
     pub(crate) transports: Vec<SharedTransport>,
     /// Where the devices are, for the firmware tables.
     pub(crate) places: Vec<MmioDevice>,
 }
 
 impl<'a> VirtioSlots<'a> {
-    pub(crate) fn new(vm: &'a Vm, memory: &'a GuestMemory) -> Self {
+    pub(crate) fn new(vm: &'a Vm, memory: &'a GuestMemory, events: &'a EventSender) -> Self {
         Self {
             vm,
             memory,
+            events,
             transports: Vec::new(),
             places: Vec::new(),
         }
     }
 
-    /// Gives `device` the next place.
+    /// Gives a device the next place.
     pub(crate) fn add(
         &mut self,
         buses: &mut Buses,
-        device: Box<dyn VirtioDevice>,
+        NamedDevice { name, device }: NamedDevice,
     ) -> Result<(), AttachError> {
         let index = self.places.len();
         if index >= layout::MAX_VIRTIO_MMIO_DEVICES {
@@ -132,7 +141,11 @@ impl<'a> VirtioSlots<'a> {
 
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         self.vm.wire_interrupt(&irq, gsi)?;
-        let signals = DeviceSignals::new(Interrupt::from_event(irq));
+        let events = self.events.clone();
+        let failure = Interrupt::from_fn(move || {
+            events.send(Event::DeviceFailed(name.clone()));
+        });
+        let signals = DeviceSignals::new(Interrupt::from_event(irq)).with_failure(failure);
         let core = TransportCore::new(device, self.memory.clone(), signals)?;
         for (queue, kick) in (0..).zip(core.kicks()) {
             self.vm.wire_write(kick, address + QUEUE_NOTIFY, queue)?;

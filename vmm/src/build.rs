@@ -17,7 +17,7 @@ use kvm_ioctls::Cap;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::attach::{self, AttachError, VirtioSlots};
+use crate::attach::{self, AttachError, NamedDevice, VirtioSlots};
 use crate::balloon;
 use crate::chipset::{Buses, StartClock};
 use crate::controls::Controls;
@@ -146,7 +146,7 @@ impl MachineParts {
         if let Some(clock) = options.clock {
             buses.add_boot_timer(clock)?;
         }
-        let mut slots = VirtioSlots::new(&vm, &memory);
+        let mut slots = VirtioSlots::new(&vm, &memory, sender);
         for device in devices {
             slots.add(&mut buses, device)?;
         }
@@ -252,17 +252,19 @@ fn drives_in_order(config: &VmConfig) -> impl Iterator<Item = &Drive> {
 }
 
 /// The devices, in the order in which the guest finds them, and the handles on them.
-fn open_devices(
-    description: &Description,
-) -> Result<(Vec<Box<dyn VirtioDevice>>, Controls), AttachError> {
+fn open_devices(description: &Description) -> Result<(Vec<NamedDevice>, Controls), AttachError> {
     let Description { config, mmds, .. } = description;
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let mut devices = Vec::new();
+    let mut add = |name: &str, device: Box<dyn VirtioDevice>| {
+        let name = name.to_owned();
+        devices.push(NamedDevice { name, device });
+    };
     let mut controls = Controls::default();
     for drive in drives_in_order(config) {
         let block = attach::open_drive(drive)?;
         let control = (drive.drive_id.clone(), block.control());
         controls.drives.push(control);
-        devices.push(Box::new(block));
+        add(&drive.drive_id, Box::new(block));
     }
     for interface in &config.network_interfaces {
         let id = &interface.iface_id;
@@ -274,21 +276,22 @@ fn open_devices(
         let net = attach::open_interface(interface, metadata)?;
         let control = (id.clone(), net.control());
         controls.interfaces.push(control);
-        devices.push(Box::new(net));
+        add(id, Box::new(net));
     }
     if let Some(config) = &config.balloon {
         let balloon = balloon::open(config)?;
         controls.balloon = Some(balloon.control());
-        devices.push(Box::new(balloon));
+        add("balloon", Box::new(balloon));
     }
     if let Some(config) = &config.vsock {
         let vsock = attach::open_vsock(config)?;
-        devices.push(Box::new(vsock));
+        controls.vsock = Some(vsock.counters());
+        add("vsock", Box::new(vsock));
     }
     if let Some(config) = &config.entropy {
         let rng = Rng::new(attach::limits(config.rate_limiter))?;
         controls.entropy = Some(rng.control());
-        devices.push(Box::new(rng));
+        add("entropy", Box::new(rng));
     }
     Ok((devices, controls))
 }

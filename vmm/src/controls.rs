@@ -11,6 +11,7 @@ use brume_virtio::balloon::BalloonControl;
 use brume_virtio::block::{BlockControl, BlockError};
 use brume_virtio::net::NetControl;
 use brume_virtio::rng::RngControl;
+use brume_virtio::vsock::VsockCounters;
 
 use crate::attach::limits;
 
@@ -23,6 +24,7 @@ pub(crate) struct Controls {
     pub(crate) interfaces: Vec<(String, NetControl)>,
     pub(crate) balloon: Option<BalloonControl>,
     pub(crate) entropy: Option<RngControl>,
+    pub(crate) vsock: Option<Arc<VsockCounters>>,
     pub(crate) keyboard: Option<Arc<Mutex<I8042>>>,
 }
 

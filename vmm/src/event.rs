@@ -33,6 +33,8 @@ pub(crate) enum Event {
     Vcpu(VcpuEnd),
     /// Somebody outside wants something.
     Request(Request),
+    /// A virtio device cannot go on; its id or what it is.
+    DeviceFailed(String),
     /// It is time to write metrics.
     MetricsDue,
 }

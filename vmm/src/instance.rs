@@ -325,6 +325,10 @@ impl Instance {
             vcpus: Vec::new(),
             drives: Vec::new(),
             interfaces: Vec::new(),
+            balloon: None,
+            vsock: None,
+            entropy: None,
+            mmds: mmds::counts(&self.description.mmds),
             host: host_use(),
         }
     }

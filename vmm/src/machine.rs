@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use brume_api::{Answer, Fault, MachineEvent, Request as ApiRequest};
 use brume_devices::GuestEvent;
+use brume_virtio::balloon::BalloonControl;
+use brume_virtio::rng::RngControl;
 use brume_virtio::transport::{RunningQueues, TransportCore};
 use event_manager::{Error, EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
@@ -26,7 +28,8 @@ use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Reque
 use crate::instance::{Description, too_late};
 use crate::kvm::Vm;
 use crate::lifecycle::{IllegalTransition, VmEvent, VmState};
-use crate::metrics::{self, Counts, host_use};
+use crate::metrics::{self, Ballooned, Counts, host_use};
+use crate::mmds;
 use crate::telemetry::{METRICS_PERIOD, MetricsError, Telemetry, timed};
 
 /// How a machine came to an orderly end.
@@ -188,6 +191,7 @@ impl Machine {
         let Controls {
             drives, interfaces, ..
         } = &self.controls;
+        let controls = &self.controls;
         Counts {
             state: self.state,
             api: self.telemetry.api.get(),
@@ -202,6 +206,10 @@ impl Machine {
                 .iter()
                 .map(|(id, control)| (id.clone(), control.counts()))
                 .collect(),
+            balloon: controls.balloon.as_ref().map(ballooned),
+            vsock: controls.vsock.as_ref().map(|vsock| vsock.get()),
+            entropy: controls.entropy.as_ref().map(RngControl::counts),
+            mmds: mmds::counts(&self.description.mmds),
             host: host_use(),
         }
     }
@@ -264,6 +272,7 @@ impl Machine {
                 self.tell(MachineEvent::PowerOff);
                 self.stop(Ok(Ending::PowerOff));
             }
+            Event::DeviceFailed(device) => self.tell(MachineEvent::DeviceNeedsReset { device }),
             Event::MetricsDue => self.write_metrics(),
             Event::Vcpu(VcpuEnd { index, outcome }) => self.vcpu_ended(index, outcome),
             Event::Request(request) => self.answer(request),
@@ -356,6 +365,15 @@ impl Machine {
             self.telemetry.times.resume = time;
         }
         Ok(())
+    }
+}
+
+fn ballooned(balloon: &BalloonControl) -> Ballooned {
+    let bytes = |pages: u32| u64::from(pages) << 12;
+    Ballooned {
+        counts: balloon.counts(),
+        target_bytes: bytes(balloon.target_pages()),
+        actual_bytes: bytes(balloon.actual_pages()),
     }
 }
 

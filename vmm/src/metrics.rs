@@ -8,8 +8,12 @@ mod prometheus;
 use std::time::Duration;
 
 use brume_api::ApiCounts;
+use brume_mmds::MmdsCounts;
+use brume_virtio::balloon::BalloonCounts;
 use brume_virtio::block::BlockCounts;
 use brume_virtio::net::NetCounts;
+use brume_virtio::rng::RngCounts;
+use brume_virtio::vsock::VsockCounts;
 
 use crate::cpu::VcpuCounts;
 use crate::lifecycle::VmState;
@@ -28,7 +32,21 @@ pub(crate) struct Counts {
     pub(crate) vcpus: Vec<VcpuCounts>,
     pub(crate) drives: Vec<(String, BlockCounts)>,
     pub(crate) interfaces: Vec<(String, NetCounts)>,
+    pub(crate) balloon: Option<Ballooned>,
+    pub(crate) vsock: Option<VsockCounts>,
+    pub(crate) entropy: Option<RngCounts>,
+    pub(crate) mmds: MmdsCounts,
     pub(crate) host: HostUse,
+}
+
+/// A balloon and its size.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ballooned {
+    pub(crate) counts: BalloonCounts,
+    /// The size that it is to have.
+    pub(crate) target_bytes: u64,
+    /// The size that it has, as the guest says.
+    pub(crate) actual_bytes: u64,
 }
 
 /// A time in whole microseconds.
@@ -65,6 +83,13 @@ mod tests {
             vcpus: vec![VcpuCounts::default(); 2],
             drives: vec![("root".into(), drive)],
             interfaces: vec![("eth0".into(), interface)],
+            balloon: Some(Ballooned::default()),
+            vsock: Some(VsockCounts::default()),
+            entropy: Some(RngCounts {
+                bytes: 7,
+                ..RngCounts::default()
+            }),
+            mmds: MmdsCounts::default(),
             host: HostUse::default(),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 
 use brume_api::config::{MmdsConfig, MmdsVersion};
 use brume_api::{Answer, Fault, Request};
-use brume_mmds::{Mmds, MmdsError, SharedMmds, Stack, StackConfig, StackError};
+use brume_mmds::{Mmds, MmdsCounts, MmdsError, SharedMmds, Stack, StackConfig, StackError};
 use serde_json::json;
 
 /// Answers what a client asks about the data; `None` if it asks for something else. With `late`
@@ -65,6 +65,11 @@ pub(crate) fn stack_on(
         imds_compat: config.imds_compat,
     };
     Stack::new(config, mmds.clone()).map(Some)
+}
+
+/// What the service of all interfaces has counted so far.
+pub(crate) fn counts(mmds: &SharedMmds) -> MmdsCounts {
+    mmds.lock().unwrap_or_else(PoisonError::into_inner).counts()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod counts;
 mod http;
 mod port;
 mod respond;
@@ -24,6 +25,7 @@ mod token;
 
 use std::sync::{Arc, Mutex};
 
+pub use counts::MmdsCounts;
 pub use stack::{MAX_FRAME, Stack, StackConfig, StackError};
 pub use store::{Mmds, MmdsError};
 

@@ -26,6 +26,7 @@ pub(crate) struct Rules {
 
 /// Answers `request`.
 pub(crate) fn respond(mmds: &mut Mmds, rules: Rules, request: &Request<'_>) -> Response {
+    mmds.counts.requests += 1;
     if !METHODS.contains(&request.method) {
         return Response::text(501, "Unsupported HTTP method.");
     }
@@ -43,11 +44,15 @@ pub(crate) fn respond(mmds: &mut Mmds, rules: Rules, request: &Request<'_>) -> R
     }
 }
 
-fn get(mmds: &Mmds, rules: Rules, request: &Request<'_>, path: &str) -> Response {
+fn get(mmds: &mut Mmds, rules: Rules, request: &Request<'_>, path: &str) -> Response {
     if rules.needs_token {
         match request.token {
-            None => return Response::text(401, NO_TOKEN),
+            None => {
+                mmds.counts.no_token += 1;
+                return Response::text(401, NO_TOKEN);
+            }
             Some(token) if !mmds.tokens.is_valid(token) => {
+                mmds.counts.invalid_token += 1;
                 return Response::text(401, "MMDS token not valid.");
             }
             Some(_) => {}

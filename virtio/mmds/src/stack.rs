@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::SharedMmds;
 use crate::connection::{Connection, listener};
+use crate::counts::MmdsCounts;
 use crate::port::Port;
 use crate::respond::{Rules, respond};
 
@@ -133,6 +134,10 @@ impl Stack {
     pub fn transmit(&mut self) -> Option<Vec<u8>> {
         let (frame, was_starved) = self.port.take()?;
         self.ready |= was_starved;
+        self.count(|counts| {
+            counts.tx_frames += 1;
+            counts.tx_bytes += frame.len() as u64;
+        });
         Some(frame)
     }
 
@@ -160,7 +165,12 @@ impl Stack {
     }
 
     fn receive_at(&mut self, now: Duration, mut frame: Vec<u8>) {
-        if frame.len() > MAX_FRAME || !self.is_addressee(&frame) {
+        let bad = frame.len() > MAX_FRAME || !self.is_addressee(&frame);
+        self.count(|counts| {
+            counts.rx_frames += 1;
+            counts.rx_bad += u64::from(bad);
+        });
+        if bad {
             return;
         }
         if let Some(answer) = self.introduce(&mut frame) {
@@ -170,6 +180,11 @@ impl Stack {
         self.port.incoming = Some(frame);
         self.ready = true;
         self.advance_at(now);
+    }
+
+    fn count(&self, count: impl FnOnce(&mut MmdsCounts)) {
+        let mut mmds = self.mmds.lock().unwrap_or_else(PoisonError::into_inner);
+        count(&mut mmds.counts);
     }
 
     /// Makes `frame`, if it is an IPv4 packet, one that was sent to our MAC address: the guest may
@@ -231,13 +246,18 @@ impl Stack {
 
     /// Serves all connections; whether there was anything to do.
     fn serve(&mut self, now: Duration) -> bool {
-        let mut any = false;
+        let (mut any, mut opened) = (false, 0);
         for connection in &mut self.connections {
+            let waited = connection.since.is_none();
             let socket: &mut Socket<'_> = self.sockets.get_mut(connection.handle);
             any |= connection.serve(socket, now, &mut |request| {
                 let mut mmds = self.mmds.lock().unwrap_or_else(PoisonError::into_inner);
                 respond(&mut mmds, self.rules, request)
             });
+            opened += u64::from(waited && connection.since.is_some());
+        }
+        if opened > 0 {
+            self.count(|counts| counts.connections_opened += opened);
         }
         any
     }
@@ -266,14 +286,19 @@ impl Stack {
     /// Forgets the connections that have ended. The last word on them has been said: this comes
     /// after the stack has sent what it had to.
     fn drop_ended(&mut self) {
+        let mut gone = 0;
         let sockets = &mut self.sockets;
         self.connections.retain(|one| {
             let ended = sockets.get::<Socket<'_>>(one.handle).state() == State::Closed;
             if ended {
+                gone += u64::from(one.since.is_some());
                 sockets.remove(one.handle);
             }
             !ended
         });
+        if gone > 0 {
+            self.count(|counts| counts.connections_ended += gone);
+        }
     }
 
     /// Finds out when there is something to do next.

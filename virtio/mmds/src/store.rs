@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::counts::MmdsCounts;
 use crate::token::Tokens;
 
 /// The most bytes that the data may have as JSON, unless somebody says otherwise.
@@ -44,6 +45,7 @@ pub struct Mmds {
     data: Option<Value>,
     limit: usize,
     pub(crate) tokens: Tokens,
+    pub(crate) counts: MmdsCounts,
 }
 
 impl Default for Mmds {
@@ -59,7 +61,13 @@ impl Mmds {
             data: None,
             limit,
             tokens: Tokens::default(),
+            counts: MmdsCounts::default(),
         }
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> MmdsCounts {
+        self.counts
     }
 
     /// Whether there has been a [`Mmds::put`].

@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::control::Shared;
+use super::counters::GivenBackCounters;
 use super::host::give_back;
 use super::ranges::Ranges;
 use super::statistics;
@@ -172,7 +173,8 @@ impl Work {
             match role {
                 Role::Inflate => self.inflate(),
                 // Pages that the guest takes back come when it touches them.
-                Role::Deflate | Role::Unused => {}
+                Role::Deflate => self.shared.counters.deflates.add(1),
+                Role::Unused => {}
                 Role::Statistics => {
                     self.take_statistics();
                     // One that is held already is against the rules, and given back.
@@ -218,15 +220,21 @@ impl Work {
             .get_mut(..statistics::MAX_LEN)
             .unwrap_or_default();
         match self.chain.readable().read_at(&self.memory, 0, bytes) {
-            Ok(len) => self
-                .shared
-                .update_statistics(bytes.get(..len).unwrap_or_default()),
-            Err(error) => self.bad_buffer("statistics", &error),
+            Ok(len) => {
+                self.shared.counters.statistics.add(1);
+                self.shared
+                    .update_statistics(bytes.get(..len).unwrap_or_default());
+            }
+            Err(error) => {
+                self.shared.counters.statistics_fails.add(1);
+                self.bad_buffer("statistics", &error);
+            }
         }
     }
 
     /// Gives back the pages whose numbers are in the chain.
     fn inflate(&mut self) {
+        self.shared.counters.inflates.add(1);
         let mut at = 0;
         while at < MAX_PFN_BYTES {
             let bytes = self.bytes.get_mut(..PFN_PIECE).unwrap_or_default();
@@ -245,14 +253,15 @@ impl Work {
                 let page = u64::from(u32::from_le_bytes(*number)) << PFN_SHIFT;
                 self.ranges.push(page, 1 << PFN_SHIFT);
             }
-            self.give_back_ranges();
+            self.ranges.merge();
+            self.give_back_ranges(&self.shared.counters.inflate);
         }
     }
 
     /// Gives back what the driver reports as free; it waits with using it until the chain is used.
     fn report(&mut self) {
         self.collect_ranges();
-        self.give_back_ranges();
+        self.give_back_ranges(&self.shared.counters.report);
     }
 
     /// Takes a command or a hint.
@@ -282,7 +291,7 @@ impl Work {
             let step = || give_back(&self.memory, at, next);
             match self.shared.while_hinting(step) {
                 None => return false,
-                Some(result) => self.note(result),
+                Some(result) => self.note(result, &self.shared.counters.hint),
             }
             at = next;
         }
@@ -298,18 +307,25 @@ impl Work {
         self.ranges.merge();
     }
 
-    fn give_back_ranges(&mut self) {
-        self.ranges.merge();
+    /// Gives back the ranges, which are merged.
+    fn give_back_ranges(&self, counters: &GivenBackCounters) {
         for (start, end) in self.ranges.iter() {
-            self.note(give_back(&self.memory, start, end));
+            self.note(give_back(&self.memory, start, end), counters);
         }
     }
 
-    fn note(&self, result: io::Result<u64>) {
-        if let Err(error) = result {
-            self.signals.warn(format_args!(
-                "the balloon cannot give memory back to the host: {error}"
-            ));
+    fn note(&self, result: io::Result<u64>, counters: &GivenBackCounters) {
+        match result {
+            Ok(bytes) => {
+                counters.ranges.add(1);
+                counters.bytes.add(bytes);
+            }
+            Err(error) => {
+                counters.fails.add(1);
+                self.signals.warn(format_args!(
+                    "the balloon cannot give memory back to the host: {error}"
+                ));
+            }
         }
     }
 

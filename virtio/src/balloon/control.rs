@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::counters::{BalloonCounters, BalloonCounts};
 use super::statistics::Statistics;
 use super::{BalloonConfig, PAGES_PER_MIB};
 use crate::signals::DeviceSignals;
@@ -82,6 +83,7 @@ pub(super) struct Shared {
     /// Wakes the worker for that.
     pub(super) wake: EventFd,
     active: Mutex<Option<Active>>,
+    pub(super) counters: BalloonCounters,
 }
 
 impl Shared {
@@ -97,6 +99,7 @@ impl Shared {
             refresh: AtomicBool::default(),
             wake: EventFd::new(EFD_NONBLOCK)?,
             active: Mutex::default(),
+            counters: BalloonCounters::default(),
             config,
         })
     }
@@ -306,6 +309,11 @@ impl BalloonControl {
     pub fn hinting_status(&self) -> Result<HintingStatus, BalloonError> {
         self.check_hinting()?;
         Ok(lock(&self.0.hinting).status)
+    }
+
+    /// What the device has counted so far.
+    pub fn counts(&self) -> BalloonCounts {
+        self.0.counters.get()
     }
 
     fn check_hinting(&self) -> Result<(), BalloonError> {

@@ -11,8 +11,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use brume_api::ApiCounts;
 use brume_api::config::MetricsConfig;
 use brume_devices::Latency;
+use brume_mmds::MmdsCounts;
+use brume_virtio::balloon::BalloonCounts;
 use brume_virtio::block::BlockCounts;
 use brume_virtio::net::NetCounts;
+use brume_virtio::rng::RngCounts;
+use brume_virtio::vsock::VsockCounts;
 use serde_json::{Map, Value, json};
 
 use super::{Counts, micros};
@@ -162,7 +166,87 @@ impl Sheet {
             sheet.interface(&format!("net_{id}"), interface);
             sheet.interface("net", interface);
         }
+        if let Some(balloon) = &counts.balloon {
+            sheet.balloon(&balloon.counts);
+        }
+        if let Some(vsock) = &counts.vsock {
+            sheet.vsock(vsock);
+        }
+        if let Some(entropy) = &counts.entropy {
+            sheet.entropy(entropy);
+        }
+        sheet.mmds(&counts.mmds);
         sheet
+    }
+
+    fn add_all<const N: usize>(&mut self, group: &str, values: [(&str, u64); N]) {
+        for (key, value) in values {
+            self.add(group, key, value);
+        }
+    }
+
+    fn balloon(&mut self, balloon: &BalloonCounts) {
+        self.add_all(
+            "balloon",
+            [
+                ("inflate_count", balloon.inflates),
+                ("deflate_count", balloon.deflates),
+                ("stats_updates_count", balloon.statistics),
+                ("stats_update_fails", balloon.statistics_fails),
+                ("free_page_report_count", balloon.report.ranges),
+                ("free_page_report_freed", balloon.report.bytes),
+                ("free_page_report_fails", balloon.report.fails),
+                ("free_page_hint_count", balloon.hint.ranges),
+                ("free_page_hint_freed", balloon.hint.bytes),
+                ("free_page_hint_fails", balloon.hint.fails),
+            ],
+        );
+    }
+
+    fn vsock(&mut self, vsock: &VsockCounts) {
+        self.add_all(
+            "vsock",
+            [
+                ("rx_bytes_count", vsock.rx_bytes),
+                ("tx_bytes_count", vsock.tx_bytes),
+                ("rx_packets_count", vsock.rx_packets),
+                ("tx_packets_count", vsock.tx_packets),
+                ("conns_added", vsock.connections_added),
+                ("conns_killed", vsock.connections_killed),
+                ("conns_removed", vsock.connections_removed),
+                ("tx_queue_event_fails", vsock.bad_chains + vsock.bad_packets),
+            ],
+        );
+    }
+
+    fn entropy(&mut self, entropy: &RngCounts) {
+        self.add_all(
+            "entropy",
+            [
+                ("entropy_event_count", entropy.requests),
+                ("entropy_bytes", entropy.bytes),
+                ("host_rng_fails", entropy.failed),
+                ("entropy_rate_limiter_throttled", entropy.throttled),
+            ],
+        );
+    }
+
+    fn mmds(&mut self, mmds: &MmdsCounts) {
+        self.add_all(
+            "mmds",
+            [
+                ("rx_accepted", mmds.rx_frames - mmds.rx_bad),
+                ("rx_accepted_err", mmds.rx_bad),
+                ("rx_count", mmds.rx_frames),
+                ("rx_invalid_token", mmds.invalid_token),
+                ("rx_no_token", mmds.no_token),
+                ("tx_bytes", mmds.tx_bytes),
+                ("tx_count", mmds.tx_frames),
+                ("tx_frames", mmds.tx_frames),
+                ("connections_created", mmds.connections_opened),
+                ("connections_destroyed", mmds.connections_ended),
+            ],
+        );
     }
 
     /// Adds a group with all its keys at zero.
@@ -247,7 +331,7 @@ impl Sheet {
     }
 
     fn drive(&mut self, group: &str, drive: &BlockCounts) {
-        for (key, value) in [
+        let values = [
             ("execute_fails", drive.failed),
             ("invalid_reqs_count", drive.refused),
             ("flush_count", drive.flushes.count),
@@ -259,15 +343,14 @@ impl Sheet {
             ("read_count", drive.reads.count),
             ("write_count", drive.writes.count),
             ("rate_limiter_throttled_events", drive.throttled),
-        ] {
-            self.add(group, key, value);
-        }
+        ];
+        self.add_all(group, values);
         self.latency(group, "read_agg", &drive.reads.latency);
         self.latency(group, "write_agg", &drive.writes.latency);
     }
 
     fn interface(&mut self, group: &str, net: &NetCounts) {
-        for (key, value) in [
+        let values = [
             ("rx_rate_limiter_throttled", net.rx_throttled),
             ("rx_bytes_count", net.rx_bytes),
             ("rx_packets_count", net.rx_frames),
@@ -282,9 +365,8 @@ impl Sheet {
             ("tx_count", net.tx_frames),
             ("tx_packets_count", net.tx_frames),
             ("tx_rate_limiter_throttled", net.tx_throttled),
-        ] {
-            self.add(group, key, value);
-        }
+        ];
+        self.add_all(group, values);
     }
 }
 
@@ -365,6 +447,7 @@ mod tests {
         assert_eq!(line["block_root"]["read_bytes"], 512);
         assert_eq!(line["block"]["read_bytes"], 512);
         assert_eq!(line["net_eth0"]["rx_packets_count"], 3);
+        assert_eq!(line["entropy"]["entropy_bytes"], 7);
     }
 
     #[test]

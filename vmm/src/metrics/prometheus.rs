@@ -82,8 +82,65 @@ pub(crate) fn text(counts: &Counts) -> String {
     vcpus(&mut text, counts);
     drives(&mut text, &counts.drives);
     interfaces(&mut text, &counts.interfaces);
+    small_devices(&mut text, counts);
     api(&mut text, counts);
     text.0
+}
+
+/// The devices of which there is one at most.
+fn small_devices(text: &mut Text, counts: &Counts) {
+    if let Some(balloon) = &counts.balloon {
+        let name = "brume_balloon_bytes";
+        text.metric(name, "gauge", "Size of the balloon, in bytes.");
+        text.count(name, &[("size", "target")], balloon.target_bytes);
+        text.count(name, &[("size", "actual")], balloon.actual_bytes);
+        let name = "brume_balloon_given_back_bytes_total";
+        let help = "Memory of the guest that was given back to the host, in bytes.";
+        text.metric(name, "counter", help);
+        let counts = &balloon.counts;
+        for (way, given) in [
+            ("inflate", counts.inflate),
+            ("hint", counts.hint),
+            ("report", counts.report),
+        ] {
+            text.count(name, &[("way", way)], given.bytes);
+        }
+    }
+    if let Some(vsock) = &counts.vsock {
+        let name = "brume_vsock_packets_total";
+        text.metric(name, "counter", "Packets of the socket device.");
+        text.count(name, &[("direction", "receive")], vsock.rx_packets);
+        text.count(name, &[("direction", "transmit")], vsock.tx_packets);
+        let name = "brume_vsock_bytes_total";
+        text.metric(name, "counter", "Bytes in these packets.");
+        text.count(name, &[("direction", "receive")], vsock.rx_bytes);
+        text.count(name, &[("direction", "transmit")], vsock.tx_bytes);
+        let name = "brume_vsock_connections_total";
+        text.metric(name, "counter", "Connections of the socket device.");
+        for (event, value) in [
+            ("opened", vsock.connections_added),
+            ("refused", vsock.connections_refused),
+            ("ended", vsock.connections_removed),
+            ("timed_out", vsock.connections_killed),
+        ] {
+            text.count(name, &[("event", event)], value);
+        }
+    }
+    if let Some(entropy) = &counts.entropy {
+        let name = "brume_entropy_bytes_total";
+        text.metric(name, "counter", "Random bytes that the guest got.");
+        text.count(name, &[], entropy.bytes);
+        let name = "brume_entropy_requests_total";
+        text.metric(name, "counter", "Requests for random bytes.");
+        text.count(name, &[], entropy.requests);
+    }
+    let name = "brume_mmds_requests_total";
+    let help = "Requests of the guest to the metadata service.";
+    text.metric(name, "counter", help);
+    let mmds = &counts.mmds;
+    let refused = mmds.no_token + mmds.invalid_token;
+    text.count(name, &[("token", "refused")], refused);
+    text.count(name, &[("token", "accepted")], mmds.requests - refused);
 }
 
 fn machine(text: &mut Text, counts: &Counts) {
