@@ -58,7 +58,7 @@ pub enum ClientError {
 
 /// An answer of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct Response {
     /// The HTTP status.
     pub status: u16,
     /// The names, in small letters, and values of the headers.
@@ -67,7 +67,7 @@ pub struct Reply {
     pub body: String,
 }
 
-impl Reply {
+impl Response {
     /// The value of the header `name`, in small letters.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(other, _)| other == name);
@@ -124,7 +124,7 @@ impl Client {
     /// # Errors
     ///
     /// There is no answer.
-    pub fn send(&self, method: &str, path: &str, body: &str) -> Result<Reply, ClientError> {
+    pub fn send(&self, method: &str, path: &str, body: &str) -> Result<Response, ClientError> {
         let exchange = async {
             let response = self.exchange(method, path, body).await?;
             let status = response.status().as_u16();
@@ -137,7 +137,7 @@ impl Client {
             let body = http_body_util::Limited::new(response.into_body(), ANSWER_LIMIT);
             let body = body.collect().await;
             let body = body.map_err(|error| ClientError::Body(error.to_string()))?;
-            Ok(Reply {
+            Ok(Response {
                 status,
                 headers,
                 body: String::from_utf8_lossy(&body.to_bytes()).into_owned(),
@@ -182,7 +182,7 @@ impl Client {
                     return Err(ClientError::Body("a line is too long".into()));
                 }
             }
-            let reply = Reply {
+            let reply = Response {
                 status,
                 headers: Vec::new(),
                 body: String::from_utf8_lossy(&text).into_owned(),

@@ -91,11 +91,13 @@ pub struct EventHub(Arc<Shared>);
 impl EventHub {
     /// Tells all who watch. Nobody is waited for: who reads too slowly is cut off.
     pub fn publish(&self, event: MachineEvent) {
-        let text = self.format(&event);
         let mut watchers = self.lock();
-        watchers
-            .all
-            .retain(|watcher| watcher.try_send(text.clone()).is_ok());
+        if !watchers.all.is_empty() {
+            let text = self.format(&event);
+            watchers
+                .all
+                .retain(|watcher| watcher.try_send(text.clone()).is_ok());
+        }
         if matches!(event, MachineEvent::State { .. }) {
             watchers.state = Some(event);
         }

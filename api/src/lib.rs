@@ -22,9 +22,9 @@ pub use balloon::{
     BalloonHinting, BalloonPatch, BalloonRequest, BalloonStatistics, BalloonStatisticsPatch,
     HintingStart,
 };
-pub use client::{Client, ClientError, Reply};
+pub use client::{Client, ClientError, Response};
 pub use events::{EventHub, MachineEvent};
 pub use fault::Fault;
 pub use metrics::{ApiCounts, ApiMetrics, LATENCY_BOUNDS_US, RequestCount};
-pub use request::{Answer, Controller, Request, Section};
+pub use request::{Answer, Controller, Reply, Request, Section};
 pub use server::{Server, ServerError};

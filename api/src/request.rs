@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::balloon::BalloonRequest;
 use crate::config::{
@@ -109,12 +110,28 @@ impl Answer {
     }
 }
 
-/// Carries out requests. It is called for one at a time, from the server's thread.
+/// The way to answer a request, from any thread. A client whose request is dropped without an
+/// answer is told that the machine has ended.
+#[derive(Debug)]
+pub struct Reply(oneshot::Sender<Result<Answer, Fault>>);
+
+impl Reply {
+    /// A way to answer, and where the answer arrives.
+    pub(crate) fn new() -> (Self, oneshot::Receiver<Result<Answer, Fault>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(sender), receiver)
+    }
+
+    /// Answers.
+    pub fn send(self, result: Result<Answer, Fault>) {
+        // Whoever asked may have gone.
+        let _ = self.0.send(result);
+    }
+}
+
+/// Carries out requests.
 pub trait Controller: Send {
-    /// Carries out `request` and answers it.
-    ///
-    /// # Errors
-    ///
-    /// What the client is told if it fails.
-    fn call(&self, request: Request) -> Result<Answer, Fault>;
+    /// Has `request` carried out and answered, and does not wait for it: the server's thread has
+    /// other clients.
+    fn call(&self, request: Request, reply: Reply);
 }

@@ -2,8 +2,8 @@
 //! The HTTP server on a unix socket.
 //!
 //! It has one thread, `fc_api`, which owns the socket, its connections and the [`Controller`], and
-//! ends with the process. Requests are carried out one at a time, in the order in which they
-//! arrive; what a client sends or leaves out costs no more than its connection.
+//! ends with the process. Requests are passed on in the order in which they arrive, and the owner of
+//! the machine carries them out one at a time; what a client sends or leaves out costs no more than its connection.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -29,7 +29,7 @@ use tokio::task::LocalSet;
 use crate::events::{EventBody, EventHub};
 use crate::fault::Fault;
 use crate::metrics::{ApiMetrics, Finished};
-use crate::request::{Answer, Controller};
+use crate::request::{Answer, Controller, Reply, Request};
 use crate::route::{Parsed, parse, resource_of};
 
 /// The most connections at a time.
@@ -167,6 +167,15 @@ struct Shared {
     body_limit: usize,
 }
 
+impl Shared {
+    async fn carry_out(&self, request: Request) -> Result<Answer, Fault> {
+        let (reply, answer) = Reply::new();
+        self.controller.call(request, reply);
+        let gone = |_| Err(Fault::new("The machine has ended."));
+        answer.await.unwrap_or_else(gone)
+    }
+}
+
 /// One of the connections that there may be.
 struct Slot(Rc<Cell<usize>>);
 
@@ -224,7 +233,10 @@ async fn respond(request: hyper::Request<Incoming>, shared: &Shared) -> HttpResp
     let begun = Instant::now();
     let result = body.and_then(|body| parse(method, path, &body));
     let deprecated = result.as_ref().is_ok_and(|parsed| parsed.deprecated);
-    let result = result.and_then(|Parsed { request, .. }| shared.controller.call(request));
+    let result = match result {
+        Ok(Parsed { request, .. }) => shared.carry_out(request).await,
+        Err(fault) => Err(fault),
+    };
     match &result {
         Ok(_) => tracing::info!("API: {method} {path}"),
         Err(fault) => tracing::error!("API: {method} {path}: {fault}"),

@@ -16,11 +16,13 @@
     reason = "a program that prints figures, and whose input is its own"
 )]
 
+mod api;
 mod block;
 mod net;
 mod program;
 mod start;
 mod table;
+mod vsock;
 
 use std::io;
 use std::path::PathBuf;
@@ -64,6 +66,8 @@ fn run(options: &Options) -> io::Result<()> {
     start::measure(&programs, &mut table)?;
     block::measure(&programs, &mut table, options.ms)?;
     net::measure(&programs, &mut table, options.ms)?;
+    vsock::measure(&programs, &mut table, options.ms)?;
+    api::measure(&programs, &mut table)?;
     table.print();
     table.write_json(&options.json)?;
     eprintln!("bench: the table is in {}", options.json.display());

@@ -120,6 +120,29 @@ impl Programs {
         Ok(command)
     }
 
+    /// A command that runs the monitor `name` with its API at `socket`.
+    ///
+    /// # Errors
+    ///
+    /// The log cannot be made.
+    pub(crate) fn api_command(&self, name: &str, socket: &Path) -> io::Result<Command> {
+        let log = self.folder().join("log");
+        fs::write(&log, "")?;
+        let program = match (name, &self.firecracker) {
+            ("firecracker", Some(path)) => path,
+            _ => &self.brume,
+        };
+        let mut command = Command::new(program);
+        command.arg("--api-sock").arg(socket).arg("--no-seccomp");
+        command.args(["--level", "Error", "--log-path"]).arg(log);
+        Ok(command)
+    }
+
+    /// The bare guest.
+    pub(crate) fn guest(&self) -> &Path {
+        &self.guest
+    }
+
     /// Runs a guest to its end and returns the figure after `key` in the line of `step`.
     ///
     /// # Errors

@@ -11,11 +11,12 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use brume_api::config::VmConfig;
-use brume_api::{Answer, ApiMetrics, Controller, EventHub, Fault, Request as ApiRequest, Section};
+use brume_api::{
+    Answer, ApiMetrics, Controller, EventHub, Fault, Reply, Request as ApiRequest, Section,
+};
 use brume_mmds::SharedMmds;
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use serde_json::json;
@@ -30,7 +31,7 @@ use crate::lifecycle::VmState;
 use crate::machine::{Machine, MachineParts, RunError, WakeUp};
 use crate::metrics::{self, Counts, host_use};
 use crate::mmds;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{SharedState, Telemetry};
 
 /// The version of Firecracker whose interface this is.
 pub const FIRECRACKER_VERSION: &str = "1.16.1";
@@ -41,30 +42,50 @@ const TOO_EARLY: &str = "The requested operation is not supported before startin
 /// A request of a client, and the way to answer it.
 pub(crate) struct ApiCall {
     request: ApiRequest,
-    reply: Sender<Result<Answer, Fault>>,
+    reply: Reply,
 }
 
 impl ApiCall {
     /// Answers with what `handle` makes of the request.
     pub(crate) fn answer(self, handle: impl FnOnce(ApiRequest) -> Result<Answer, Fault>) {
-        // Whoever asked may have stopped waiting.
-        let _ = self.reply.send(handle(self.request));
+        self.reply.send(handle(self.request));
     }
 }
 
-/// Passes a client's requests on to the owner of the machine, and waits for the answers.
-pub struct ApiController(EventSender);
+/// Passes a client's requests on to the owner of the machine. What can be answered without it is
+/// answered here, also while the owner waits for a device.
+pub struct ApiController {
+    sender: EventSender,
+    id: String,
+    state: SharedState,
+}
 
 impl Controller for ApiController {
-    fn call(&self, request: ApiRequest) -> Result<Answer, Fault> {
-        let (reply, answer) = std::sync::mpsc::channel();
-        let call = Event::Request(Request::Api(ApiCall { request, reply }));
-        let gone = || Fault::new("The machine has ended.");
-        if !self.0.send(call) {
-            return Err(gone());
+    fn call(&self, request: ApiRequest, reply: Reply) {
+        match request {
+            ApiRequest::GetInstance => reply.send(instance(&self.id, self.state.get())),
+            ApiRequest::GetVersion => reply.send(version()),
+            request => {
+                let call = ApiCall { request, reply };
+                self.sender.send(Event::Request(Request::Api(call)));
+            }
         }
-        answer.recv().unwrap_or_else(|_| Err(gone()))
     }
+}
+
+/// The answer to GET /
+fn instance(id: &str, state: VmState) -> Result<Answer, Fault> {
+    Answer::json(&json!({
+        "app_name": "Firecracker",
+        "id": id,
+        "state": state.name(),
+        "vmm_version": FIRECRACKER_VERSION,
+    }))
+}
+
+/// The answer to GET /version
+fn version() -> Result<Answer, Fault> {
+    Answer::json(&json!({ "firecracker_version": FIRECRACKER_VERSION }))
 }
 
 /// What a machine is called and made from.
@@ -86,15 +107,6 @@ impl Description {
         state: VmState,
     ) -> Option<Result<Answer, Fault>> {
         let answer = match request {
-            ApiRequest::GetInstance => Answer::json(&json!({
-                "app_name": "Firecracker",
-                "id": self.id,
-                "state": state.name(),
-                "vmm_version": FIRECRACKER_VERSION,
-            })),
-            ApiRequest::GetVersion => {
-                Answer::json(&json!({ "firecracker_version": FIRECRACKER_VERSION }))
-            }
             ApiRequest::GetMachineConfig => Answer::json(&self.config.machine_config),
             ApiRequest::GetConfig => match self.config.to_full_json() {
                 Ok(value) => Answer::json(&value),
@@ -172,7 +184,11 @@ impl Instance {
 
     /// What an API server takes its answers from; good for the machine too.
     pub fn controller(&self) -> ApiController {
-        ApiController(self.sender.clone())
+        ApiController {
+            sender: self.sender.clone(),
+            id: self.description.id.clone(),
+            state: self.telemetry.state.clone(),
+        }
     }
 
     /// Where the machine's events can be watched.

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use brume_api::config::{MetricsConfig, VmConfig};
@@ -59,11 +60,40 @@ struct MetricsFile {
 pub(crate) struct Telemetry {
     pub(crate) events: EventHub,
     pub(crate) api: Arc<ApiMetrics>,
+    /// The machine's state, for whoever cannot ask the owner.
+    pub(crate) state: SharedState,
     /// Times that are told and not counted.
     pub(crate) times: Times,
     file: Option<MetricsFile>,
     /// Lines that could not be written.
     missed: u64,
+}
+
+/// The state of a machine, as it was told last. Clones are of the same machine.
+#[derive(Clone, Default)]
+pub(crate) struct SharedState(Arc<AtomicU8>);
+
+impl SharedState {
+    const ALL: [VmState; 4] = [
+        VmState::NotStarted,
+        VmState::Running,
+        VmState::Paused,
+        VmState::Stopped,
+    ];
+
+    pub(crate) fn get(&self) -> VmState {
+        let at = usize::from(self.0.load(Ordering::Acquire));
+        Self::ALL.get(at).copied().unwrap_or(VmState::NotStarted)
+    }
+
+    fn set(&self, state: VmState) {
+        let numbers = (0..).zip(Self::ALL);
+        for (number, other) in numbers {
+            if other == state {
+                self.0.store(number, Ordering::Release);
+            }
+        }
+    }
 }
 
 /// How long things took.
@@ -149,6 +179,7 @@ impl Telemetry {
 
     /// Tells the machine's state.
     pub(crate) fn tell_state(&self, state: VmState) {
+        self.state.set(state);
         let state = state.name();
         self.events
             .publish(brume_api::MachineEvent::State { state });

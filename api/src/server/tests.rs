@@ -6,18 +6,17 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::*;
-use crate::request::Request;
 
 /// Answers the version, does nothing else, and fails to start.
 struct Echo;
 
 impl Controller for Echo {
-    fn call(&self, request: Request) -> Result<Answer, Fault> {
-        match request {
+    fn call(&self, request: Request, reply: Reply) {
+        reply.send(match request {
             Request::GetVersion => Answer::json(&"v"),
             Request::Start => Err(Fault::new("no \"start\"")),
             _ => Ok(Answer::done()),
-        }
+        });
     }
 }
 
