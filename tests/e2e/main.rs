@@ -17,6 +17,7 @@ mod config;
 mod ends;
 mod hostile;
 mod input;
+mod limiter;
 mod linux;
 mod mmds;
 mod net;

@@ -18,6 +18,7 @@ use brume_api::{
     Answer, ApiMetrics, Controller, EventHub, Fault, Reply, Request as ApiRequest, Section,
 };
 use brume_mmds::SharedMmds;
+use brume_virtio::net::Tap;
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use serde_json::json;
 
@@ -386,6 +387,18 @@ fn check_files(section: &Section) -> Result<(), Fault> {
                 path,
                 true,
             ),
+            None => Ok(()),
+        },
+        // Opened and let go: the machine opens its own when it starts.
+        Section::NetworkInterface(interface) => match &interface.host_dev_name {
+            Some(name) => match Tap::open(name) {
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    let reason = Fault::from_error(&error).message;
+                    let text = format!("Could not create the network device: {reason}");
+                    Err(Fault::new(text))
+                }
+            },
             None => Ok(()),
         },
         // Made and gone again: the machine makes its own when it starts.
