@@ -165,17 +165,19 @@ impl Runner {
         if !self.wait_to_continue() {
             return None;
         }
+        // A command may be there already, with a kick that came before this thread could take it.
+        let mut step = Step::LookForCommand;
         loop {
-            let step = match self.enter() {
+            step = match step {
+                Step::Enter => self.enter(),
                 Step::LookForCommand => self.obey(),
-                step => step,
-            };
-            if let Step::End(outcome) = step {
-                if let Some(VcpuOutcome::Failed(_)) = outcome {
-                    self.counters.failures.add(1);
+                Step::End(outcome) => {
+                    if let Some(VcpuOutcome::Failed(_)) = outcome {
+                        self.counters.failures.add(1);
+                    }
+                    return outcome;
                 }
-                return outcome;
-            }
+            };
         }
     }
 
@@ -196,7 +198,10 @@ impl Runner {
         self.vcpu.set_immediate_exit(false);
         match self.commands.try_recv() {
             Ok(Command::Hold(reply)) => {
-                self.complete_exit();
+                // KVM was entered after the last access that was emulated, and finished its
+                // instruction before it looked for the kick: the registers are those between two
+                // instructions.
+                //
                 // Whoever asked may have given up.
                 let _ = reply.send(());
                 if self.wait_to_continue() {
@@ -208,15 +213,6 @@ impl Runner {
             Ok(Command::Stop) => Step::End(None),
             Ok(Command::Continue) | Err(_) => Step::Enter,
         }
-    }
-
-    /// Lets KVM finish an I/O instruction whose access has been emulated, so that the registers
-    /// are those between two instructions.
-    fn complete_exit(&mut self) {
-        self.vcpu.set_immediate_exit(true);
-        // It returns with EINTR before the guest runs.
-        let _ = self.vcpu.vcpu.run();
-        self.vcpu.set_immediate_exit(false);
     }
 
     /// Enters the guest and deals with what it exits for.
