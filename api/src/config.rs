@@ -14,6 +14,7 @@ mod mmds;
 mod network;
 mod patch;
 mod rate_limiter;
+mod serial;
 mod vsock;
 
 use std::fs::File;
@@ -35,6 +36,7 @@ pub use mmds::{MmdsConfig, MmdsConfigError, MmdsVersion};
 pub use network::NetworkInterface;
 pub use patch::{DrivePatch, NetworkInterfacePatch};
 pub use rate_limiter::{RateLimiter, TokenBucket};
+pub use serial::Serial;
 pub use vsock::Vsock;
 
 /// The largest configuration file that is read, in bytes.
@@ -72,6 +74,9 @@ pub struct VmConfig {
     /// Where metrics go.
     #[serde(default)]
     pub metrics: Option<MetricsConfig>,
+    /// Where the serial output goes; no key of the file.
+    #[serde(skip)]
+    pub serial: Option<Serial>,
     /// Keys at the top of the file that mean nothing; Firecracker ignores them too.
     #[serde(skip)]
     pub unknown_keys: Vec<String>,
@@ -92,7 +97,7 @@ const KNOWN: [&str; 10] = [
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 4] = ["cpu-config", "memory-hotplug", "pmem", "serial"];
+const UNSUPPORTED: [&str; 3] = ["cpu-config", "memory-hotplug", "pmem"];
 
 impl VmConfig {
     /// Reads the file at `path` and checks it.

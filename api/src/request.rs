@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::balloon::BalloonRequest;
 use crate::config::{
     Balloon, BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch,
-    MetricsConfig, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Vsock,
+    MetricsConfig, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial, Vsock,
 };
 use crate::fault::Fault;
 
@@ -75,6 +75,8 @@ pub enum Section {
     Vsock(Vsock),
     /// PUT /mmds/config
     Mmds(MmdsConfig),
+    /// PUT /serial
+    Serial(Serial),
     /// PUT /logger
     Logger(Logger),
     /// PUT /metrics

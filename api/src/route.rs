@@ -13,7 +13,7 @@ use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 5] = ["cpu-config", "hotplug", "pmem", "serial", "snapshot"];
+const UNSUPPORTED: [&str; 4] = ["cpu-config", "hotplug", "pmem", "snapshot"];
 
 /// A request, and whether it uses what is deprecated.
 #[derive(Debug, PartialEq)]
@@ -130,6 +130,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("PUT", "metrics") => Ok(configure(Section::Metrics(json(body)?))),
         ("PUT", "mmds") => parse_mmds(second, body),
         ("PUT", "network-interfaces") => parse_network_interface(second, body),
+        ("PUT", "serial") => Ok(configure(Section::Serial(json(body)?))),
         ("PUT", "vsock") => parse_vsock(body),
         ("PATCH", "machine-config") => parse_machine_config_patch(body),
         ("PATCH", "mmds") => Ok(Request::PatchMmds(json(body)?).into()),

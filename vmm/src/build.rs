@@ -27,6 +27,7 @@ use crate::instance::Description;
 use crate::kvm::{KvmError, Vm};
 use crate::machine::{Machine, MachineParts};
 use crate::mmds::stack_on;
+use crate::serial::{self, SerialError};
 use crate::telemetry::{MetricsError, Telemetry};
 
 /// A machine that cannot be built.
@@ -67,6 +68,9 @@ pub enum BuildError {
     /// A device cannot be used.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The serial output has no place to go.
+    #[error(transparent)]
+    Serial(#[from] SerialError),
     /// KVM does not do it.
     #[error("the virtual machine cannot be made")]
     Kvm(#[from] KvmError),
@@ -97,7 +101,7 @@ impl BuildError {
 
 /// What a machine needs besides its configuration.
 pub struct BuildOptions {
-    /// Where the guest's serial output goes.
+    /// Where the guest's serial output goes, if its configuration names no file for it.
     pub console: Box<dyn Write + Send>,
     /// Tells the wall time and the CPU time since the start, for a guest with a boot timer in use.
     pub clock: Option<StartClock>,
@@ -134,15 +138,20 @@ impl MachineParts {
         let memory = map_memory(config.machine_config.memory_bytes())?;
         let (devices, mut controls) = open_devices(description)?;
 
+        let counters = controls.serial.clone();
+        let output = serial::output(config.serial.as_ref(), options.console, counters.clone())?;
+
         let vm = Vm::new(&memory, config.machine_config.track_dirty_pages)?;
         let mut buses = Buses::default();
         let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         vm.wire_interrupt(&irq, layout::COM1_GSI)?;
-        let console = buses.add_serial(options.console, irq, room)?;
+        let console = buses.add_serial(output, irq, room, counters)?;
         let keys = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         vm.wire_interrupt(&keys, layout::KEYBOARD_GSI)?;
-        controls.keyboard = Some(buses.add_power(sender, keys)?);
+        let (keyboard, counters) = buses.add_power(sender, keys)?;
+        controls.keyboard = Some(keyboard);
+        controls.keyboard_counters = counters;
         if let Some(clock) = options.clock {
             buses.add_boot_timer(clock)?;
         }

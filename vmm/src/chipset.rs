@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use brume_boot::layout;
-use brume_devices::{AcpiPower, BootTimer, Bus, BusError, I8042, Interrupt, Serial};
+use brume_devices::{
+    AcpiPower, BootTimer, Bus, BusError, I8042, I8042Counters, Interrupt, Serial, SerialCounters,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::event::{Console, EventSender};
@@ -28,10 +30,11 @@ impl Buses {
         output: Box<dyn Write + Send>,
         irq: Arc<EventFd>,
         room: Arc<EventFd>,
+        counters: Arc<SerialCounters>,
     ) -> Result<Console, BusError> {
         let lines = [irq, room.clone()].map(Interrupt::from_event);
         let [irq, room_line] = lines;
-        let serial = Arc::new(Mutex::new(Serial::new(irq, output, room_line)));
+        let serial = Arc::new(Mutex::new(Serial::new(irq, output, room_line, counters)));
         self.pio
             .insert(u64::from(layout::COM1_PORT), Serial::PORTS, serial.clone())?;
         Ok(Console::new(serial, room))
@@ -42,9 +45,11 @@ impl Buses {
         &mut self,
         events: &EventSender,
         irq: Arc<EventFd>,
-    ) -> Result<Arc<Mutex<I8042>>, BusError> {
+    ) -> Result<(Arc<Mutex<I8042>>, Arc<I8042Counters>), BusError> {
         let irq = Interrupt::from_event(irq);
-        let i8042 = Arc::new(Mutex::new(I8042::new(events.guest_events(), irq)));
+        let i8042 = I8042::new(events.guest_events(), irq);
+        let counters = i8042.counters();
+        let i8042 = Arc::new(Mutex::new(i8042));
         self.pio.insert(
             u64::from(layout::I8042_DATA_PORT),
             I8042::PORTS,
@@ -56,7 +61,7 @@ impl Buses {
             AcpiPower::PORTS,
             acpi,
         )?;
-        Ok(i8042)
+        Ok((i8042, counters))
     }
 
     /// Adds the boot timer.

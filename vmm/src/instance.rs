@@ -325,6 +325,8 @@ impl Instance {
             vcpus: Vec::new(),
             drives: Vec::new(),
             interfaces: Vec::new(),
+            serial: Arc::default(),
+            keyboard: Arc::default(),
             host: host_use(),
         }
     }

@@ -20,6 +20,7 @@ mod lifecycle;
 mod machine;
 mod metrics;
 mod mmds;
+mod serial;
 mod telemetry;
 
 pub use attach::AttachError;
@@ -32,4 +33,5 @@ pub use instance::{
 pub use kvm::KvmError;
 pub use lifecycle::{IllegalTransition, VmEvent, VmState};
 pub use machine::{Ending, Machine, RunError};
+pub use serial::SerialError;
 pub use telemetry::MetricsError;

@@ -113,9 +113,11 @@ impl Machine {
         MachineHandle::new(self.sender.clone())
     }
 
-    /// The input side of the serial console.
-    pub fn console(&self) -> Console {
-        self.console.clone()
+    /// The input side of the serial console; there is none if the output goes to a file.
+    pub fn console(&self) -> Option<Console> {
+        let serial = self.description.config.serial.as_ref();
+        let to_file = serial.is_some_and(|serial| serial.serial_out_path.is_some());
+        (!to_file).then(|| self.console.clone())
     }
 
     /// Starts the machine and runs it to its end on the calling thread, which serves the given
@@ -186,7 +188,11 @@ impl Machine {
     /// What was counted so far.
     fn counts(&self) -> Counts {
         let Controls {
-            drives, interfaces, ..
+            drives,
+            interfaces,
+            serial,
+            keyboard_counters,
+            ..
         } = &self.controls;
         Counts {
             state: self.state,
@@ -202,6 +208,8 @@ impl Machine {
                 .iter()
                 .map(|(id, control)| (id.clone(), control.counts()))
                 .collect(),
+            serial: serial.clone(),
+            keyboard: keyboard_counters.clone(),
             host: host_use(),
         }
     }

@@ -5,9 +5,11 @@ mod firecracker;
 mod host;
 mod prometheus;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use brume_api::ApiCounts;
+use brume_devices::{I8042Counters, SerialCounters};
 use brume_virtio::block::BlockCounts;
 use brume_virtio::net::NetCounts;
 
@@ -28,6 +30,8 @@ pub(crate) struct Counts {
     pub(crate) vcpus: Vec<VcpuCounts>,
     pub(crate) drives: Vec<(String, BlockCounts)>,
     pub(crate) interfaces: Vec<(String, NetCounts)>,
+    pub(crate) serial: Arc<SerialCounters>,
+    pub(crate) keyboard: Arc<I8042Counters>,
     pub(crate) host: HostUse,
 }
 
@@ -65,6 +69,8 @@ mod tests {
             vcpus: vec![VcpuCounts::default(); 2],
             drives: vec![("root".into(), drive)],
             interfaces: vec![("eth0".into(), interface)],
+            serial: Arc::default(),
+            keyboard: Arc::default(),
             host: HostUse::default(),
         }
     }

@@ -33,6 +33,7 @@ impl VmConfig {
             Section::Entropy(entropy) => next.entropy = Some(entropy),
             Section::Vsock(vsock) => next.vsock = Some(vsock),
             Section::Mmds(mmds) => next.mmds_config = Some(mmds),
+            Section::Serial(serial) => next.serial = Some(serial),
             Section::Logger(logger) => next.logger = Some(logger),
             Section::Metrics(metrics) => next.metrics = Some(metrics),
         }
@@ -56,15 +57,12 @@ impl VmConfig {
                 parts.insert("boot-source".into(), Value::Null);
             }
             for name in UNSUPPORTED {
-                // The one part that has a PUT and is not in Firecracker's answer.
-                if name != "serial" {
-                    let absent = if name == "pmem" {
-                        json!([])
-                    } else {
-                        json!(null)
-                    };
-                    parts.entry(name).or_insert(absent);
-                }
+                let absent = if name == "pmem" {
+                    json!([])
+                } else {
+                    json!(null)
+                };
+                parts.entry(name).or_insert(absent);
             }
         }
         Ok(value)
