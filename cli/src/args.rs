@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use brume_api::config::Level;
+use brume_api::config::{HugePages, Level};
 use brume_vmm::FIRECRACKER_VERSION;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -107,6 +107,10 @@ pub(crate) struct RunArgs {
     /// Memory: MiB, or with a unit such as 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     pub(crate) memory: MemorySize,
+    /// Pages that the memory is of: none (ordinary ones), transparent (huge ones where the host
+    /// finds some), or 2M (reserved huge ones)
+    #[arg(long, value_name = "KIND", default_value = "none", value_parser = parse_huge_pages)]
+    pub(crate) huge_pages: HugePages,
     /// A disk: FILE[,root][,ro][,engine=sync|async][,cache=writeback|unsafe][,id=NAME]
     /// [,partuuid=UUID][,nolock]; may be given several times
     #[arg(long, value_name = "SPEC")]
@@ -190,6 +194,15 @@ fn parse_level(name: &str) -> Result<Level, String> {
     Level::from_name(name).ok_or_else(|| "use off, error, warning, info, debug or trace".to_owned())
 }
 
+fn parse_huge_pages(name: &str) -> Result<HugePages, String> {
+    match name.to_ascii_lowercase().as_str() {
+        "none" => Ok(HugePages::None),
+        "transparent" => Ok(HugePages::Transparent),
+        "2m" => Ok(HugePages::Size2M),
+        _ => Err("use none, transparent or 2M".into()),
+    }
+}
+
 /// Reads the command line; on the error side is the status to exit with, all being said.
 pub(crate) fn parse() -> Result<Invocation, ExitCode> {
     let as_firecracker = is_called_firecracker();
@@ -250,6 +263,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn huge_pages_have_firecrackers_names() {
+        for (name, expected) in [
+            ("None", HugePages::None),
+            ("Transparent", HugePages::Transparent),
+            ("2M", HugePages::Size2M),
+        ] {
+            assert_eq!(parse_huge_pages(name), Ok(expected));
+        }
+        assert!(parse_huge_pages("1G").is_err());
     }
 
     #[test]

@@ -11,8 +11,8 @@ use brume_boot::{
     BootError, BootRequest, DeviceArguments, KernelProtocol, UnknownProtocol, layout,
 };
 use brume_devices::BusError;
+use brume_virtio::VirtioDevice;
 use brume_virtio::rng::Rng;
-use brume_virtio::{GuestMemory, VirtioDevice};
 use kvm_ioctls::Cap;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -26,6 +26,7 @@ use crate::event::{EventSender, event_queue};
 use crate::instance::Description;
 use crate::kvm::{KvmError, Vm};
 use crate::machine::{Machine, MachineParts};
+use crate::memory::{self, MemoryError};
 use crate::mmds::stack_on;
 use crate::serial::{self, SerialError};
 use crate::telemetry::{MetricsError, Telemetry};
@@ -56,12 +57,9 @@ pub enum BuildError {
     /// The kernel protocol is none.
     #[error("the kernel protocol cannot be used")]
     Protocol(#[from] UnknownProtocol),
-    /// A memory size that no machine has.
-    #[error("Invalid Memory Configuration")]
-    MemorySize(#[from] layout::MemorySizeError),
-    /// The host has not got the memory.
-    #[error("Invalid Memory Configuration: Cannot create mmap region: {0}")]
-    Memory(String),
+    /// There is no such memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// Kernel, initrd or command line are not good.
     #[error("the guest cannot be loaded")]
     Boot(#[from] BootError),
@@ -93,7 +91,7 @@ impl BuildError {
             Self::Kvm(_)
                 | Self::Bus(_)
                 | Self::Host(_)
-                | Self::Memory(_)
+                | Self::Memory(MemoryError::Map(_) | MemoryError::NoHugePages { .. })
                 | Self::Attach(AttachError::Event(_) | AttachError::Kvm(_) | AttachError::Bus(_))
         )
     }
@@ -133,15 +131,16 @@ impl MachineParts {
     ) -> Result<Self, BuildError> {
         let config = &description.config;
         config.validate()?;
+        let machine = &config.machine_config;
         let kernel = open_kernel(&config.boot_source)?;
         let initrd = open_initrd(&config.boot_source)?;
-        let memory = map_memory(config.machine_config.memory_bytes())?;
+        let memory = memory::map(machine.memory_bytes(), machine.huge_pages)?;
         let (devices, mut controls) = open_devices(description)?;
 
         let counters = controls.serial.clone();
         let output = serial::output(config.serial.as_ref(), options.console, counters.clone())?;
 
-        let vm = Vm::new(&memory, config.machine_config.track_dirty_pages)?;
+        let vm = Vm::new(&memory, machine.track_dirty_pages)?;
         let mut buses = Buses::default();
         let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
@@ -170,7 +169,7 @@ impl MachineParts {
                 initrd: initrd.as_ref(),
                 cmdline: &command_line(config),
                 protocol: protocol(&config.boot_source)?,
-                vcpus: config.machine_config.vcpu_count,
+                vcpus: machine.vcpu_count,
                 devices: &places,
                 device_arguments: if options.always_name_devices {
                     DeviceArguments::Always
@@ -183,8 +182,8 @@ impl MachineParts {
 
         let plan = CpuPlan {
             supported: &vm.cpuid,
-            vcpus: config.machine_config.vcpu_count,
-            smt: config.machine_config.smt,
+            vcpus: machine.vcpu_count,
+            smt: machine.smt,
             tsc_deadline: vm.has(Cap::TscDeadlineTimer),
         };
         let buses = VcpuBuses {
@@ -246,11 +245,6 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 fn protocol(boot: &BootSource) -> Result<Option<KernelProtocol>, UnknownProtocol> {
     boot.kernel_protocol.as_deref().map(str::parse).transpose()
-}
-
-fn map_memory(size: u64) -> Result<GuestMemory, BuildError> {
-    let regions = layout::memory_regions(size)?;
-    GuestMemory::from_ranges(&regions).map_err(|error| BuildError::Memory(error.to_string()))
 }
 
 /// The drives in the order in which the guest finds them: the root disk is the first.

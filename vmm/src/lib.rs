@@ -18,6 +18,7 @@ mod instance;
 mod kvm;
 mod lifecycle;
 mod machine;
+mod memory;
 mod metrics;
 mod mmds;
 mod serial;
@@ -33,5 +34,6 @@ pub use instance::{
 pub use kvm::KvmError;
 pub use lifecycle::{IllegalTransition, VmEvent, VmState};
 pub use machine::{Ending, Machine, RunError};
+pub use memory::MemoryError;
 pub use serial::SerialError;
 pub use telemetry::MetricsError;

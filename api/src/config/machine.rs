@@ -18,11 +18,21 @@ pub enum HugePages {
     /// Ordinary pages.
     #[default]
     None,
-    /// Huge pages where the host finds some; not supported yet.
+    /// Huge pages where the host finds some.
     Transparent,
-    /// Reserved pages of 2 MiB; not supported yet.
+    /// Reserved pages of 2 MiB; the host must have enough of them.
     #[serde(rename = "2M")]
     Size2M,
+}
+
+impl HugePages {
+    /// What the size of the memory is a multiple of, in MiB.
+    fn unit_mib(self) -> u64 {
+        match self {
+            Self::None => 1,
+            Self::Transparent | Self::Size2M => 2,
+        }
+    }
 }
 
 /// The machine itself.
@@ -31,7 +41,7 @@ pub enum HugePages {
 pub struct MachineConfig {
     /// Number of vCPUs: 1 to [`MAX_VCPUS`].
     pub vcpu_count: u8,
-    /// Memory in MiB.
+    /// Memory in MiB; an even number with huge pages.
     pub mem_size_mib: u64,
     /// Whether two vCPUs are the threads of one core.
     #[serde(default, deserialize_with = "super::null_as_default")]
@@ -111,11 +121,9 @@ impl MachineConfig {
         if self.smt && vcpus != 1 && !vcpus.is_multiple_of(2) {
             return Err(ConfigError::OddSmt(vcpus));
         }
-        if !(1..=MAX_MEMORY_MIB).contains(&self.mem_size_mib) {
+        let whole = self.mem_size_mib.is_multiple_of(self.huge_pages.unit_mib());
+        if !whole || !(1..=MAX_MEMORY_MIB).contains(&self.mem_size_mib) {
             return Err(ConfigError::MemorySize);
-        }
-        if self.huge_pages != HugePages::None {
-            return Err(ConfigError::Unsupported("huge_pages"));
         }
         match &self.cpu_template {
             None | Some(Value::Null) => Ok(()),

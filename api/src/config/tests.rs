@@ -102,6 +102,16 @@ fn machines_that_cannot_be_are_refused() {
         machine(1, u64::MAX, ""),
         Err(ConfigError::MemorySize)
     ));
+    for pages in ["Transparent", "2M"] {
+        let pages = format!(r#", "huge_pages": "{pages}""#);
+        assert!(matches!(
+            machine(1, 7, &pages),
+            Err(ConfigError::MemorySize)
+        ));
+        machine(1, 8, &pages).unwrap();
+    }
+    machine(1, 7, r#", "huge_pages": null"#).unwrap();
+    machine(1, 8, r#", "huge_pages": "1G""#).unwrap_err();
     assert!(matches!(
         machine(3, 8, r#", "smt": true"#),
         Err(ConfigError::OddSmt(3))
