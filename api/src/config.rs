@@ -4,6 +4,7 @@
 mod apply;
 mod balloon;
 mod boot_source;
+mod cpu;
 mod drive;
 mod entropy;
 mod error;
@@ -26,11 +27,14 @@ use serde_json::Value;
 
 pub use balloon::Balloon;
 pub use boot_source::BootSource;
+pub use cpu::{
+    BitMask, CpuConfig, CpuidModifier, CpuidRegister, KvmCapability, MsrModifier, RegisterModifier,
+};
 pub use drive::{CacheType, Drive, IoEngine};
 pub use entropy::Entropy;
 pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
-pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
+pub use machine::{CpuTemplate, HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
 pub use metrics::MetricsConfig;
 pub use mmds::{MmdsConfig, MmdsConfigError, MmdsVersion};
 pub use network::NetworkInterface;
@@ -53,6 +57,9 @@ pub struct VmConfig {
     /// vCPUs and memory.
     #[serde(default)]
     pub machine_config: MachineConfig,
+    /// What the guest sees of its CPUs.
+    #[serde(default, deserialize_with = "cpu::inline_or_path")]
+    pub cpu_config: Option<CpuConfig>,
     /// Network interfaces.
     #[serde(default, deserialize_with = "null_as_default")]
     pub network_interfaces: Vec<NetworkInterface>,
@@ -83,9 +90,10 @@ pub struct VmConfig {
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 11] = [
     "balloon",
     "boot-source",
+    "cpu-config",
     "drives",
     "entropy",
     "logger",
@@ -97,7 +105,7 @@ const KNOWN: [&str; 10] = [
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 3] = ["cpu-config", "memory-hotplug", "pmem"];
+const UNSUPPORTED: [&str; 2] = ["memory-hotplug", "pmem"];
 
 impl VmConfig {
     /// Reads the file at `path` and checks it.

@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use crate::balloon::BalloonRequest;
 use crate::config::{
-    Balloon, BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch,
-    MetricsConfig, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial, Vsock,
+    Balloon, BootSource, CpuConfig, Drive, DrivePatch, Entropy, Logger, MachineConfig,
+    MachineConfigPatch, MetricsConfig, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial,
+    Vsock,
 };
 use crate::fault::Fault;
 
@@ -63,6 +64,8 @@ pub enum Section {
     MachineConfig(MachineConfig),
     /// PATCH /machine-config
     MachineConfigPatch(MachineConfigPatch),
+    /// PUT /cpu-config
+    Cpu(CpuConfig),
     /// PUT /drives/{id}
     Drive(Drive),
     /// PUT /network-interfaces/{id}

@@ -13,7 +13,7 @@ use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 4] = ["cpu-config", "hotplug", "pmem", "snapshot"];
+const UNSUPPORTED: [&str; 3] = ["hotplug", "pmem", "snapshot"];
 
 /// A request, and whether it uses what is deprecated.
 #[derive(Debug, PartialEq)]
@@ -123,6 +123,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("GET", "openapi.json") => Ok(Request::GetOpenApi.into()),
         ("PUT", "actions") => parse_action(body),
         ("PUT", "boot-source") => Ok(configure(Section::BootSource(json(body)?))),
+        ("PUT", "cpu-config") => Ok(configure(Section::Cpu(json(body)?))),
         ("PUT", "drives") => parse_drive(second, body),
         ("PUT", "entropy") => Ok(configure(Section::Entropy(json(body)?))),
         ("PUT", "logger") => Ok(configure(Section::Logger(json(body)?))),

@@ -21,7 +21,9 @@ use crate::attach::{self, AttachError, VirtioSlots};
 use crate::balloon;
 use crate::chipset::{Buses, StartClock};
 use crate::controls::Controls;
-use crate::cpu::{CpuPlan, VcpuBuses, VcpuHandle, set_up};
+use crate::cpu::{
+    CpuError, CpuPlan, VcpuBuses, VcpuHandle, change_cpuid, check_capabilities, set_up,
+};
 use crate::event::{EventSender, event_queue};
 use crate::instance::Description;
 use crate::kvm::{KvmError, Vm};
@@ -69,6 +71,9 @@ pub enum BuildError {
     /// The serial output has no place to go.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// The vCPUs cannot be as they are to be.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// KVM does not do it.
     #[error("the virtual machine cannot be made")]
     Kvm(#[from] KvmError),
@@ -89,6 +94,7 @@ impl BuildError {
         matches!(
             self,
             Self::Kvm(_)
+                | Self::Cpu(CpuError::Kvm(_))
                 | Self::Bus(_)
                 | Self::Host(_)
                 | Self::Memory(MemoryError::Map(_) | MemoryError::NoHugePages { .. })
@@ -141,6 +147,10 @@ impl MachineParts {
         let output = serial::output(config.serial.as_ref(), options.console, counters.clone())?;
 
         let vm = Vm::new(&memory, machine.track_dirty_pages)?;
+        let template = config.cpu_config.clone().unwrap_or_default();
+        check_capabilities(&template.kvm_capabilities, |number| vm.has_number(number))?;
+        let mut cpuid = vm.cpuid.clone();
+        change_cpuid(&mut cpuid, &template.cpuid_modifiers)?;
         let mut buses = Buses::default();
         let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
@@ -181,10 +191,11 @@ impl MachineParts {
         tracing::debug!("kernel loaded by {:?} at {:x?}", boot.protocol, boot.kernel);
 
         let plan = CpuPlan {
-            supported: &vm.cpuid,
+            supported: &cpuid,
             vcpus: machine.vcpu_count,
             smt: machine.smt,
             tsc_deadline: vm.has(Cap::TscDeadlineTimer),
+            msrs: &template.msr_modifiers,
         };
         let buses = VcpuBuses {
             pio: Arc::new(buses.pio),

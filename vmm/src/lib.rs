@@ -26,7 +26,7 @@ mod telemetry;
 
 pub use attach::AttachError;
 pub use build::{BuildError, BuildOptions};
-pub use cpu::{FailureReport, VcpuFailure};
+pub use cpu::{CpuError, FailureReport, VcpuFailure};
 pub use event::{Console, MachineHandle, RequestError, StopReason};
 pub use instance::{
     ApiController, Description, FIRECRACKER_VERSION, Instance, MakeOptions, Outcome, SetLogger,

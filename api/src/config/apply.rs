@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ConfigError, UNSUPPORTED, VmConfig};
+use super::{ConfigError, CpuTemplate, UNSUPPORTED, VmConfig};
 use crate::request::Section;
 
 impl VmConfig {
@@ -23,6 +23,7 @@ impl VmConfig {
             Section::BootSource(boot) => next.boot_source = boot,
             Section::MachineConfig(machine) => next.machine_config = machine,
             Section::MachineConfigPatch(patch) => patch.apply(&mut next.machine_config),
+            Section::Cpu(cpu) => next.cpu_config = Some(cpu),
             Section::Drive(drive) => {
                 put(&mut next.drives, drive, |drive| &drive.drive_id);
             }
@@ -36,6 +37,9 @@ impl VmConfig {
             Section::Serial(serial) => next.serial = Some(serial),
             Section::Logger(logger) => next.logger = Some(logger),
             Section::Metrics(metrics) => next.metrics = Some(metrics),
+        }
+        if machine && next.machine_config.cpu_template == Some(CpuTemplate::None) {
+            next.cpu_config = None;
         }
         next.validate().map_err(|error| match error {
             ConfigError::BalloonAmount if machine => ConfigError::MemoryBelowBalloon,

@@ -2,7 +2,6 @@
 //! vCPUs and memory.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::ConfigError;
 
@@ -35,6 +34,26 @@ impl HugePages {
     }
 }
 
+/// Firecracker's own CPU templates for x86-64, which it has deprecated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "they are named after machines")]
+pub enum CpuTemplate {
+    C3,
+    T2,
+    T2S,
+    None,
+    T2CL,
+    T2A,
+}
+
+impl CpuTemplate {
+    /// Whether `template` changes nothing.
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    fn is_none(template: &Option<Self>) -> bool {
+        matches!(template, None | Some(Self::None))
+    }
+}
+
 /// The machine itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,8 +66,8 @@ pub struct MachineConfig {
     #[serde(default, deserialize_with = "super::null_as_default")]
     pub smt: bool,
     /// A CPU template; not supported yet, except for `None`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_template: Option<Value>,
+    #[serde(default, skip_serializing_if = "CpuTemplate::is_none")]
+    pub cpu_template: Option<CpuTemplate>,
     /// Whether writes to memory are tracked from the start.
     #[serde(default, deserialize_with = "super::null_as_default")]
     pub track_dirty_pages: bool,
@@ -68,7 +87,7 @@ pub struct MachineConfigPatch {
     /// See [`MachineConfig::smt`].
     pub smt: Option<bool>,
     /// See [`MachineConfig::cpu_template`].
-    pub cpu_template: Option<Value>,
+    pub cpu_template: Option<CpuTemplate>,
     /// See [`MachineConfig::track_dirty_pages`].
     pub track_dirty_pages: Option<bool>,
     /// See [`MachineConfig::huge_pages`].
@@ -125,10 +144,9 @@ impl MachineConfig {
         if !whole || !(1..=MAX_MEMORY_MIB).contains(&self.mem_size_mib) {
             return Err(ConfigError::MemorySize);
         }
-        match &self.cpu_template {
-            None | Some(Value::Null) => Ok(()),
-            Some(Value::String(name)) if name == "None" => Ok(()),
-            Some(_) => Err(ConfigError::Unsupported("cpu_template")),
+        match self.cpu_template {
+            None | Some(CpuTemplate::None) => Ok(()),
+            Some(template) => Err(ConfigError::CpuTemplate(template)),
         }
     }
 

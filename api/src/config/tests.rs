@@ -118,7 +118,16 @@ fn machines_that_cannot_be_are_refused() {
     ));
     machine(32, 8, "").unwrap();
     machine(1, 8, r#", "smt": true, "cpu_template": "None""#).unwrap();
-    machine(1, 8, r#", "cpu_template": "T2""#).unwrap_err();
+    for template in ["C3", "T2", "T2A", "T2CL", "T2S"] {
+        let error = machine(1, 8, &format!(r#", "cpu_template": "{template}""#)).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("template {template} is not supported"))
+        );
+    }
+    let unknown = r#"{"vcpu_count": 1, "mem_size_mib": 8, "cpu_template": "T3"}"#;
+    assert!(refusal("machine-config", unknown).contains("unknown variant `T3`"));
 }
 
 #[test]
