@@ -14,6 +14,7 @@ mod event;
 mod i8042;
 mod interrupt;
 mod power;
+mod pvpanic;
 mod serial;
 
 pub use boot_timer::{BOOT_TIMER_MAGIC, BootTimer};
@@ -23,4 +24,5 @@ pub use event::{EventSink, GuestEvent};
 pub use i8042::{I8042, I8042Counters};
 pub use interrupt::Interrupt;
 pub use power::{AcpiPower, RESET_VALUE, S5_SLEEP_TYPE};
+pub use pvpanic::PvPanic;
 pub use serial::{Serial, SerialCounters};

@@ -161,6 +161,7 @@ impl MachineParts {
         let (keyboard, counters) = buses.add_power(sender, keys)?;
         controls.keyboard = Some(keyboard);
         controls.keyboard_counters = counters;
+        buses.add_panic_port(sender)?;
         if let Some(clock) = options.clock {
             buses.add_boot_timer(clock)?;
         }

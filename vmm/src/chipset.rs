@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use brume_boot::layout;
 use brume_devices::{
-    AcpiPower, BootTimer, Bus, BusError, I8042, I8042Counters, Interrupt, Serial, SerialCounters,
+    AcpiPower, BootTimer, Bus, BusError, I8042, I8042Counters, Interrupt, PvPanic, Serial,
+    SerialCounters,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -62,6 +63,13 @@ impl Buses {
             acpi,
         )?;
         Ok((i8042, counters))
+    }
+
+    /// Adds the port by which the guest's kernel says that it has panicked.
+    pub(crate) fn add_panic_port(&mut self, events: &EventSender) -> Result<(), BusError> {
+        let device = Arc::new(Mutex::new(PvPanic::new(events.guest_events())));
+        let port = u64::from(layout::PVPANIC_PORT);
+        self.pio.insert(port, PvPanic::PORTS, device)
     }
 
     /// Adds the boot timer.

@@ -272,6 +272,10 @@ impl Machine {
                 self.tell(MachineEvent::PowerOff);
                 self.stop(Ok(Ending::PowerOff));
             }
+            Event::Guest(GuestEvent::Panicked) => {
+                tracing::error!("the guest's kernel has panicked");
+                self.tell(MachineEvent::GuestPanicked);
+            }
             Event::MetricsDue => self.write_metrics(),
             Event::Vcpu(VcpuEnd { index, outcome }) => self.vcpu_ended(index, outcome),
             Event::Request(request) => self.answer(request),
