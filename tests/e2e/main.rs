@@ -20,6 +20,7 @@ mod input;
 mod linux;
 mod mmds;
 mod net;
+mod parts;
 mod pause;
 mod terminal;
 mod vsock;
