@@ -4,6 +4,7 @@
 mod apply;
 mod balloon;
 mod boot_source;
+mod cpu;
 mod drive;
 mod entropy;
 mod error;
@@ -14,6 +15,7 @@ mod mmds;
 mod network;
 mod patch;
 mod rate_limiter;
+mod serial;
 mod vsock;
 
 use std::fs::File;
@@ -25,16 +27,20 @@ use serde_json::Value;
 
 pub use balloon::Balloon;
 pub use boot_source::BootSource;
+pub use cpu::{
+    BitMask, CpuConfig, CpuidModifier, CpuidRegister, KvmCapability, MsrModifier, RegisterModifier,
+};
 pub use drive::{CacheType, Drive, IoEngine};
 pub use entropy::Entropy;
 pub use error::{ConfigError, ConfigFileError};
 pub use logger::{Level, Logger};
-pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
+pub use machine::{CpuTemplate, HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
 pub use metrics::MetricsConfig;
 pub use mmds::{MmdsConfig, MmdsConfigError, MmdsVersion};
 pub use network::NetworkInterface;
 pub use patch::{DrivePatch, NetworkInterfacePatch};
 pub use rate_limiter::{RateLimiter, TokenBucket};
+pub use serial::Serial;
 pub use vsock::Vsock;
 
 /// The largest configuration file that is read, in bytes.
@@ -51,6 +57,9 @@ pub struct VmConfig {
     /// vCPUs and memory.
     #[serde(default)]
     pub machine_config: MachineConfig,
+    /// What the guest sees of its CPUs.
+    #[serde(default, deserialize_with = "cpu::inline_or_path")]
+    pub cpu_config: Option<CpuConfig>,
     /// Network interfaces.
     #[serde(default, deserialize_with = "null_as_default")]
     pub network_interfaces: Vec<NetworkInterface>,
@@ -72,15 +81,19 @@ pub struct VmConfig {
     /// Where metrics go.
     #[serde(default)]
     pub metrics: Option<MetricsConfig>,
+    /// Where the serial output goes; no key of the file.
+    #[serde(skip)]
+    pub serial: Option<Serial>,
     /// Keys at the top of the file that mean nothing; Firecracker ignores them too.
     #[serde(skip)]
     pub unknown_keys: Vec<String>,
 }
 
 /// Keys of a configuration file that are the fields above.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 11] = [
     "balloon",
     "boot-source",
+    "cpu-config",
     "drives",
     "entropy",
     "logger",
@@ -92,7 +105,7 @@ const KNOWN: [&str; 10] = [
 ];
 
 /// Keys of a Firecracker configuration file that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 4] = ["cpu-config", "memory-hotplug", "pmem", "serial"];
+const UNSUPPORTED: [&str; 2] = ["memory-hotplug", "pmem"];
 
 impl VmConfig {
     /// Reads the file at `path` and checks it.

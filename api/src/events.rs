@@ -30,6 +30,8 @@ pub enum MachineEvent {
     Reset,
     /// The guest powered itself off.
     PowerOff,
+    /// The guest's kernel panicked. What follows, an end or an idle guest, is its own choice.
+    GuestPanicked,
     /// A vCPU shut down (a triple fault).
     Shutdown,
     /// A vCPU failed, which ends the machine.
@@ -55,6 +57,7 @@ impl MachineEvent {
             Self::State { .. } => "state",
             Self::Reset => "reset",
             Self::PowerOff => "power_off",
+            Self::GuestPanicked => "guest_panicked",
             Self::Shutdown => "shutdown",
             Self::VcpuFailed { .. } => "vcpu_failed",
             Self::DeviceNeedsReset { .. } => "device_needs_reset",
@@ -178,6 +181,13 @@ mod tests {
         assert_eq!(next(&mut body), None);
         hub.publish(MachineEvent::PowerOff);
         assert!(next(&mut body).unwrap().contains("event: power_off"));
+        hub.publish(MachineEvent::GuestPanicked);
+        let panicked = next(&mut body).unwrap();
+        assert!(panicked.contains("event: guest_panicked\n"), "{panicked}");
+        assert!(
+            panicked.contains(r#""event":"guest_panicked""#),
+            "{panicked}"
+        );
     }
 
     #[test]

@@ -7,8 +7,9 @@ use tokio::sync::oneshot;
 
 use crate::balloon::BalloonRequest;
 use crate::config::{
-    Balloon, BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch,
-    MetricsConfig, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Vsock,
+    Balloon, BootSource, CpuConfig, Drive, DrivePatch, Entropy, Logger, MachineConfig,
+    MachineConfigPatch, MetricsConfig, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial,
+    Vsock,
 };
 use crate::fault::Fault;
 
@@ -64,6 +65,8 @@ pub enum Section {
     MachineConfig(MachineConfig),
     /// PATCH /machine-config
     MachineConfigPatch(MachineConfigPatch),
+    /// PUT /cpu-config
+    Cpu(CpuConfig),
     /// PUT /drives/{id}
     Drive(Drive),
     /// PUT /network-interfaces/{id}
@@ -76,6 +79,8 @@ pub enum Section {
     Vsock(Vsock),
     /// PUT /mmds/config
     Mmds(MmdsConfig),
+    /// PUT /serial
+    Serial(Serial),
     /// PUT /logger
     Logger(Logger),
     /// PUT /metrics

@@ -13,7 +13,7 @@ use crate::fault::Fault;
 use crate::request::{Request, Section};
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 5] = ["cpu-config", "hotplug", "pmem", "serial", "snapshot"];
+const UNSUPPORTED: [&str; 3] = ["hotplug", "pmem", "snapshot"];
 
 /// A request, and whether it uses what is deprecated.
 #[derive(Debug, PartialEq)]
@@ -123,6 +123,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("GET", "openapi.json") => Ok(Request::GetOpenApi.into()),
         ("PUT", "actions") => parse_action(body),
         ("PUT", "boot-source") => Ok(configure(Section::BootSource(json(body)?))),
+        ("PUT", "cpu-config") => Ok(configure(Section::Cpu(json(body)?))),
         ("PUT", "drives") => parse_drive(second, body),
         ("PUT", "entropy") => Ok(configure(Section::Entropy(json(body)?))),
         ("PUT", "logger") => Ok(configure(Section::Logger(json(body)?))),
@@ -130,6 +131,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("PUT", "metrics") => Ok(configure(Section::Metrics(json(body)?))),
         ("PUT", "mmds") => parse_mmds(second, body),
         ("PUT", "network-interfaces") => parse_network_interface(second, body),
+        ("PUT", "serial") => Ok(configure(Section::Serial(json(body)?))),
         ("PUT", "vsock") => parse_vsock(body),
         ("PATCH", "machine-config") => parse_machine_config_patch(body),
         ("PATCH", "mmds") => Ok(Request::PatchMmds(json(body)?).into()),

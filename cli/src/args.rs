@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use brume_api::config::Level;
+use brume_api::config::{HugePages, Level};
 use brume_vmm::FIRECRACKER_VERSION;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -107,6 +107,10 @@ pub(crate) struct RunArgs {
     /// Memory: MiB, or with a unit such as 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     pub(crate) memory: MemorySize,
+    /// Pages that the memory is of: none (ordinary ones), transparent (huge ones where the host
+    /// finds some), or 2M (reserved huge ones)
+    #[arg(long, value_name = "KIND", default_value = "none", value_parser = parse_huge_pages)]
+    pub(crate) huge_pages: HugePages,
     /// A disk: FILE[,root][,ro][,engine=sync|async][,cache=writeback|unsafe][,id=NAME]
     /// [,partuuid=UUID][,nolock]; may be given several times
     #[arg(long, value_name = "SPEC")]
@@ -175,6 +179,18 @@ pub(crate) struct FirecrackerArgs {
     /// Do not filter system calls; accepted for compatibility, as there is no filter yet
     #[arg(long)]
     pub(crate) no_seccomp: bool,
+    /// Filter system calls as this file says; accepted with a warning, as there is no filter yet
+    #[arg(long, value_name = "FILE", conflicts_with = "no_seccomp")]
+    pub(crate) seccomp_filter: Option<PathBuf>,
+    /// Put devices on a PCI bus; refused, as there is none yet
+    #[arg(long)]
+    pub(crate) enable_pci: bool,
+    /// Print the version of the form of snapshots; refused, as there are none yet
+    #[arg(long)]
+    pub(crate) snapshot_version: bool,
+    /// Print the version of a snapshot's form; refused, as there are none yet
+    #[arg(long, value_name = "FILE")]
+    pub(crate) describe_snapshot: Option<PathBuf>,
     /// Monotonic time at which the jailer started, in microseconds
     #[arg(long, value_name = "US")]
     pub(crate) start_time_us: Option<u64>,
@@ -188,6 +204,28 @@ pub(crate) struct FirecrackerArgs {
 
 fn parse_level(name: &str) -> Result<Level, String> {
     Level::from_name(name).ok_or_else(|| "use off, error, warning, info, debug or trace".to_owned())
+}
+
+impl FirecrackerArgs {
+    /// The first flag that stands for something which is not there yet.
+    pub(crate) fn unsupported(&self) -> Option<&'static str> {
+        let flags = [
+            ("--enable-pci", self.enable_pci),
+            ("--snapshot-version", self.snapshot_version),
+            ("--describe-snapshot", self.describe_snapshot.is_some()),
+        ];
+        let given = flags.into_iter().find(|&(_, given)| given);
+        given.map(|(flag, _)| flag)
+    }
+}
+
+fn parse_huge_pages(name: &str) -> Result<HugePages, String> {
+    match name.to_ascii_lowercase().as_str() {
+        "none" => Ok(HugePages::None),
+        "transparent" => Ok(HugePages::Transparent),
+        "2m" => Ok(HugePages::Size2M),
+        _ => Err("use none, transparent or 2M".into()),
+    }
 }
 
 /// Reads the command line; on the error side is the status to exit with, all being said.
@@ -250,6 +288,53 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn huge_pages_have_firecrackers_names() {
+        for (name, expected) in [
+            ("None", HugePages::None),
+            ("Transparent", HugePages::Transparent),
+            ("2M", HugePages::Size2M),
+        ] {
+            assert_eq!(parse_huge_pages(name), Ok(expected));
+        }
+        assert!(parse_huge_pages("1G").is_err());
+    }
+
+    #[test]
+    fn firecrackers_flags_are_all_known() {
+        let flags = [
+            "--api-sock=s --id=a --config-file=f --metadata=m --mmds-size-limit=1",
+            "--no-api --config-file=f --seccomp-filter=s --boot-timer --http-api-max-payload-size=1",
+            "--no-seccomp --log-path=l --level=Info --module=m --show-level --show-log-origin",
+            "--metrics-path=m --start-time-us=1 --start-time-cpu-us=2 --parent-cpu-time-us=3",
+        ];
+        let parse = |flags: &str| {
+            let args = ["firecracker"].into_iter().chain(flags.split(' '));
+            Cli::try_parse_from(args).map(|cli| cli.firecracker)
+        };
+        for flags in flags {
+            assert_eq!(parse(flags).unwrap().unsupported(), None, "{flags}");
+        }
+        assert!(parse("--seccomp-filter=s --no-seccomp").is_err());
+        for flag in ["--enable-pci", "--snapshot-version", "--describe-snapshot"] {
+            let value = if flag == "--describe-snapshot" {
+                "=s"
+            } else {
+                ""
+            };
+            let args = parse(&format!("{flag}{value}")).unwrap();
+            assert_eq!(args.unsupported(), Some(flag));
+        }
+    }
+
+    #[test]
+    fn the_version_begins_with_the_name_that_the_program_goes_by() {
+        let firecracker = format!("v{FIRECRACKER_VERSION}\n");
+        assert!(version(true).starts_with(&firecracker));
+        assert!(version(false).starts_with(env!("CARGO_PKG_VERSION")));
+        assert!(version(false).ends_with(&format!("Firecracker v{FIRECRACKER_VERSION}")));
     }
 
     #[test]

@@ -25,6 +25,10 @@ const MAX_ID: usize = 64;
 ///
 /// There is no such machine, or it came to a bad end.
 pub(crate) fn run(args: FirecrackerArgs, started: Instant) -> Result<ExitCode, Failure> {
+    if let Some(flag) = args.unsupported() {
+        let text = format!("{flag} is not supported by this version of brume; leave it out");
+        return Err(Failure::Arguments(text));
+    }
     if !args.no_api && args.api_sock.is_none() {
         let text = "nothing to do: use `brume run`, --api-sock PATH, or --no-api with \
                     --config-file FILE; --help says more";
@@ -42,6 +46,9 @@ pub(crate) fn run(args: FirecrackerArgs, started: Instant) -> Result<ExitCode, F
     let unknown = config.iter().flat_map(|config| &config.unknown_keys);
     for key in unknown {
         tracing::warn!("`{key}` in the configuration file means nothing and is ignored");
+    }
+    if args.seccomp_filter.is_some() {
+        tracing::warn!("--seccomp-filter does nothing: this version filters no system calls");
     }
     tracing::info!("Running brume v{}", env!("CARGO_PKG_VERSION"));
     // Whoever reads the log need not see stderr.

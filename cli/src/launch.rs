@@ -132,9 +132,12 @@ impl Launch {
         progress: &Progress,
     ) -> Result<ExitCode, Failure> {
         let announces = self.progress.is_some() && io::stderr().is_terminal();
-        let raw = RawMode::enter().map_err(Failure::Host)?;
-        let input = ConsoleInput::new(machine.console(), machine.handle(), raw.is_some());
-        subscribers.push(Box::new(input.map_err(Failure::Host)?));
+        let mut raw = None;
+        if let Some(console) = machine.console() {
+            raw = RawMode::enter().map_err(Failure::Host)?;
+            let input = ConsoleInput::new(console, machine.handle(), raw.is_some());
+            subscribers.push(Box::new(input.map_err(Failure::Host)?));
+        }
         subscribers.extend(progress.ticker().map_err(Failure::Host)?);
 
         let ending = machine.run(subscribers);

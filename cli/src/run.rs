@@ -91,6 +91,7 @@ fn config_of(args: RunArgs) -> Result<VmConfig, Failure> {
             vcpu_count: args.cpus,
             mem_size_mib: args.memory.0,
             smt: args.smt,
+            huge_pages: args.huge_pages,
             ..MachineConfig::default()
         },
         network_interfaces: args

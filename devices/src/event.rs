@@ -11,6 +11,8 @@ pub enum GuestEvent {
     Reset,
     /// The guest powered itself off (ACPI sleep state S5).
     PowerOff,
+    /// The guest's kernel panicked (pvpanic); the guest may go on.
+    Panicked,
 }
 
 /// Where devices report [`GuestEvent`]s.

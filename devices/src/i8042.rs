@@ -5,8 +5,10 @@
 //! It has no mouse. Scan codes are of set 2 and not translated, as its configuration byte says.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::bus::BusDevice;
+use crate::counter::Counter;
 use crate::event::{EventSink, GuestEvent};
 use crate::interrupt::Interrupt;
 
@@ -50,6 +52,21 @@ enum Expects {
     OutputPort,
 }
 
+/// What the guest does with the controller.
+#[derive(Debug, Default)]
+pub struct I8042Counters {
+    /// Bytes read.
+    pub reads: Counter,
+    /// Bytes written.
+    pub writes: Counter,
+    /// Reads of a port that is none, or of another width.
+    pub missed_reads: Counter,
+    /// Writes that mean nothing: to a port that is none, or of another width.
+    pub missed_writes: Counter,
+    /// Resets that the guest asked for.
+    pub resets: Counter,
+}
+
 /// The i8042 at ports 0x60 to 0x64.
 pub struct I8042 {
     events: EventSink,
@@ -59,6 +76,7 @@ pub struct I8042 {
     waiting: VecDeque<u8>,
     /// What was read last; it stays at the data port.
     last: u8,
+    counters: Arc<I8042Counters>,
 }
 
 impl I8042 {
@@ -74,7 +92,13 @@ impl I8042 {
             expects: Expects::KeyboardCommand,
             waiting: VecDeque::new(),
             last: 0,
+            counters: Arc::default(),
         }
+    }
+
+    /// What the guest does with it.
+    pub fn counters(&self) -> Arc<I8042Counters> {
+        self.counters.clone()
     }
 
     /// Presses and releases Control, Alt and Delete. Whether the guest was told: it is not while
@@ -116,7 +140,10 @@ impl I8042 {
             // The output port: no reset, address line 20 on.
             0xd0 => self.put(&[3]),
             0xd1 => self.expects = Expects::OutputPort,
-            0xfe => self.events.report(GuestEvent::Reset),
+            0xfe => {
+                self.counters.resets.add(1);
+                self.events.report(GuestEvent::Reset);
+            }
             _ => {}
         }
     }
@@ -150,8 +177,9 @@ impl I8042 {
         }
     }
 
-    fn read_byte(&mut self, offset: u64) -> u8 {
-        match offset {
+    /// `None` for a port that is none.
+    fn read_byte(&mut self, offset: u64) -> Option<u8> {
+        Some(match offset {
             DATA => {
                 if let Some(byte) = self.waiting.pop_front() {
                     self.last = byte;
@@ -161,16 +189,21 @@ impl I8042 {
             }
             COMMAND if self.waiting.is_empty() => SYSTEM | UNLOCKED,
             COMMAND => SYSTEM | UNLOCKED | OUTPUT_FULL,
-            _ => 0,
-        }
+            _ => return None,
+        })
     }
 }
 
 impl BusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        if let [byte] = data {
-            *byte = self.read_byte(offset);
+        if let [byte] = data
+            && let Some(value) = self.read_byte(offset)
+        {
+            *byte = value;
+            self.counters.reads.add(1);
+        } else {
+            self.counters.missed_reads.add(1);
         }
     }
 
@@ -178,8 +211,9 @@ impl BusDevice for I8042 {
         match (offset, data) {
             (DATA, &[byte]) => self.data(byte),
             (COMMAND, &[command]) => self.command(command),
-            _ => {}
+            _ => return self.counters.missed_writes.add(1),
         }
+        self.counters.writes.add(1);
     }
 }
 
@@ -240,6 +274,9 @@ mod tests {
         assert_eq!(rig.resets.load(Ordering::Relaxed), 0);
         rig.i8042.write(COMMAND, &[0xfe]);
         assert_eq!(rig.resets.load(Ordering::Relaxed), 1);
+        let counters = rig.i8042.counters();
+        let counts = [&counters.writes, &counters.missed_writes, &counters.resets];
+        assert_eq!(counts.map(Counter::get), [3, 2, 1]);
     }
 
     #[test]
@@ -301,5 +338,8 @@ mod tests {
         rig.i8042.read(DATA, &mut []);
         assert_eq!(rig.read(2), 0);
         assert_eq!(rig.read(u64::MAX), 0);
+        rig.read(COMMAND);
+        let counters = rig.i8042.counters();
+        assert_eq!((counters.reads.get(), counters.missed_reads.get()), (1, 4));
     }
 }

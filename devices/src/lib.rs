@@ -14,13 +14,15 @@ mod event;
 mod i8042;
 mod interrupt;
 mod power;
+mod pvpanic;
 mod serial;
 
 pub use boot_timer::{BOOT_TIMER_MAGIC, BootTimer};
 pub use bus::{Bus, BusDevice, BusError, SharedDevice};
 pub use counter::{Counter, LATENCY_BOUNDS_US, Latency, LatencyCounter};
 pub use event::{EventSink, GuestEvent};
-pub use i8042::I8042;
+pub use i8042::{I8042, I8042Counters};
 pub use interrupt::Interrupt;
 pub use power::{AcpiPower, RESET_VALUE, S5_SLEEP_TYPE};
-pub use serial::Serial;
+pub use pvpanic::PvPanic;
+pub use serial::{Serial, SerialCounters};

@@ -7,11 +7,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use vm_superio::Trigger;
-use vm_superio::serial::NoEvents;
+use vm_superio::serial::SerialEvents;
 
 use crate::bus::BusDevice;
+use crate::counter::Counter;
 use crate::interrupt::Interrupt;
 
 /// How many bytes of input wait for the guest before the console has to stop reading.
@@ -30,14 +32,51 @@ impl Trigger for Line {
     }
 }
 
+/// What goes over the port.
+#[derive(Debug, Default)]
+pub struct SerialCounters {
+    /// Bytes of input that the guest has read.
+    pub reads: Counter,
+    /// Bytes of output that the sink has taken.
+    pub writes: Counter,
+    /// Reads of a width that the port does not have.
+    pub missed_reads: Counter,
+    /// Bytes of output that the sink refused, and writes of a width that the port does not have.
+    pub missed_writes: Counter,
+    /// Accesses that failed.
+    pub errors: Counter,
+    /// Bytes of output that a sink with a limit has dropped.
+    pub dropped_bytes: Counter,
+}
+
+/// Counts what the UART tells.
+struct Tally(Arc<SerialCounters>);
+
+impl SerialEvents for Tally {
+    fn buffer_read(&self) {
+        self.0.reads.add(1);
+    }
+
+    fn out_byte(&self) {
+        self.0.writes.add(1);
+    }
+
+    fn tx_lost_byte(&self) {
+        self.0.missed_writes.add(1);
+    }
+
+    fn in_buffer_empty(&self) {}
+}
+
 /// A serial port that writes what the guest sends to a sink and hands it what is typed.
 pub struct Serial {
-    uart: vm_superio::Serial<Line, NoEvents, Box<dyn Write + Send>>,
+    uart: vm_superio::Serial<Line, Tally, Box<dyn Write + Send>>,
     waiting: VecDeque<u8>,
     /// Raised when input was refused and there is room again.
     room: Interrupt,
     refused: bool,
     lost_output: bool,
+    counters: Arc<SerialCounters>,
 }
 
 impl Serial {
@@ -47,13 +86,20 @@ impl Serial {
     /// A port on line `irq` with its output going to `output`.
     ///
     /// `room` is raised when [`Serial::push_input`] had refused bytes and takes them again.
-    pub fn new(irq: Interrupt, output: Box<dyn Write + Send>, room: Interrupt) -> Self {
+    pub fn new(
+        irq: Interrupt,
+        output: Box<dyn Write + Send>,
+        room: Interrupt,
+        counters: Arc<SerialCounters>,
+    ) -> Self {
+        let tally = Tally(counters.clone());
         Self {
-            uart: vm_superio::Serial::new(Line(irq), output),
+            uart: vm_superio::Serial::with_events(Line(irq), tally, output),
             waiting: VecDeque::new(),
             room,
             refused: false,
             lost_output: false,
+            counters,
         }
     }
 
@@ -100,19 +146,21 @@ impl BusDevice for Serial {
         if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
             *byte = self.uart.read(offset);
             self.fill_fifo();
+        } else {
+            self.counters.missed_reads.add(1);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let (&[byte], Ok(offset)) = (data, u8::try_from(offset)) else {
-            return;
+            return self.counters.missed_writes.add(1);
         };
-        if let Err(error) = self.uart.write(offset, byte)
-            && !self.lost_output
-        {
+        if let Err(error) = self.uart.write(offset, byte) {
+            self.counters.errors.add(1);
             // Once is enough: the guest decides how much it prints.
-            self.lost_output = true;
-            tracing::warn!("the guest's serial output is being lost: {error:?}");
+            if !std::mem::replace(&mut self.lost_output, true) {
+                tracing::warn!("the guest's serial output is being lost: {error:?}");
+            }
         }
         self.fill_fifo();
     }
@@ -158,7 +206,7 @@ mod tests {
         let (rooms, room) = counter();
         let sink = Sink::default();
         (
-            Serial::new(irq, Box::new(sink.clone()), room),
+            Serial::new(irq, Box::new(sink.clone()), room, Arc::default()),
             sink,
             irqs,
             rooms,
@@ -234,5 +282,36 @@ mod tests {
         serial.write(u64::MAX, &[1]);
         serial.read(0, &mut []);
         assert!(sink.0.lock().unwrap().is_empty());
+        let counters = &serial.counters;
+        let missed = (counters.missed_reads.get(), counters.missed_writes.get());
+        assert_eq!(missed, (2, 2));
+    }
+
+    #[test]
+    fn what_goes_over_the_port_is_counted() {
+        struct Refusing;
+        impl Write for Refusing {
+            fn write(&mut self, _data: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let counts = |serial: &Serial| {
+            let all = &serial.counters;
+            [&all.reads, &all.writes, &all.missed_writes, &all.errors].map(Counter::get)
+        };
+        let (mut serial, ..) = port();
+        serial.write(DATA, b"a");
+        serial.push_input(b"bc");
+        get(&mut serial, DATA);
+        get(&mut serial, LSR);
+        assert_eq!(counts(&serial), [1, 1, 0, 0]);
+        let [(_, irq), (_, room)] = [counter(), counter()];
+        let mut serial = Serial::new(irq, Box::new(Refusing), room, Arc::default());
+        serial.write(DATA, b"a");
+        assert_eq!(counts(&serial), [0, 0, 1, 1]);
     }
 }

@@ -23,6 +23,17 @@ fn reset_and_power_off_end_with_0() {
 }
 
 #[test]
+fn a_panic_is_logged_once_and_ends_nothing() {
+    let outcome = outcome(run_bare("bare.do=panic,hello"), SOON);
+    assert_eq!(outcome.status, 0, "{outcome:#?}");
+    let said = outcome.stderr.matches("the guest's kernel has panicked");
+    assert_eq!(said.count(), 1, "{outcome:#?}");
+    for line in ["bare: panicked events=0x1", "bare: hello"] {
+        assert!(outcome.stdout.contains(line), "{outcome:#?}");
+    }
+}
+
+#[test]
 fn a_triple_fault_ends_with_4_but_is_orderly_for_firecrackers_clients() {
     let args = "bare.do=hello bare.end=triple";
     assert_eq!(outcome(run_bare(args), SOON).status, 4);

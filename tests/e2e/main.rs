@@ -21,6 +21,7 @@ mod limiter;
 mod linux;
 mod mmds;
 mod net;
+mod parts;
 mod pause;
 mod terminal;
 mod vsock;

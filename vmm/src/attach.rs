@@ -166,20 +166,22 @@ impl<'a> VirtioSlots<'a> {
 pub(crate) fn limits(limiter: Option<RateLimiter>) -> LimiterUpdate {
     let bucket = |bucket: Option<TokenBucket>| match bucket {
         None => BucketUpdate::Keep,
-        Some(TokenBucket { size: 0, .. } | TokenBucket { refill_time: 0, .. }) => {
-            BucketUpdate::Remove
-        }
-        Some(bucket) => BucketUpdate::Set(BucketLimits {
-            size: bucket.size,
-            refill_time: Duration::from_millis(bucket.refill_time),
-            one_time_burst: bucket.one_time_burst.unwrap_or(0),
-        }),
+        Some(bucket) => bucket_limits(bucket).map_or(BucketUpdate::Remove, BucketUpdate::Set),
     };
     let limiter = limiter.unwrap_or_default();
     LimiterUpdate {
         bandwidth: bucket(limiter.bandwidth),
         ops: bucket(limiter.ops),
     }
+}
+
+/// What one bucket limits; `None` if it is no limit.
+pub(crate) fn bucket_limits(bucket: TokenBucket) -> Option<BucketLimits> {
+    (bucket.size > 0 && bucket.refill_time > 0).then(|| BucketLimits {
+        size: bucket.size,
+        refill_time: Duration::from_millis(bucket.refill_time),
+        one_time_burst: bucket.one_time_burst.unwrap_or(0),
+    })
 }
 
 /// Opens what is behind a drive.

@@ -11,8 +11,8 @@ use brume_boot::{
     BootError, BootRequest, DeviceArguments, KernelProtocol, UnknownProtocol, layout,
 };
 use brume_devices::BusError;
+use brume_virtio::VirtioDevice;
 use brume_virtio::rng::Rng;
-use brume_virtio::{GuestMemory, VirtioDevice};
 use kvm_ioctls::Cap;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -21,12 +21,16 @@ use crate::attach::{self, AttachError, NamedDevice, VirtioSlots};
 use crate::balloon;
 use crate::chipset::{Buses, StartClock};
 use crate::controls::Controls;
-use crate::cpu::{CpuPlan, VcpuBuses, VcpuHandle, set_up};
+use crate::cpu::{
+    CpuError, CpuPlan, VcpuBuses, VcpuHandle, change_cpuid, check_capabilities, set_up,
+};
 use crate::event::{EventSender, event_queue};
 use crate::instance::Description;
 use crate::kvm::{KvmError, Vm};
 use crate::machine::{Machine, MachineParts};
+use crate::memory::{self, MemoryError};
 use crate::mmds::stack_on;
+use crate::serial::{self, SerialError};
 use crate::telemetry::{MetricsError, Telemetry};
 
 /// A machine that cannot be built.
@@ -55,18 +59,21 @@ pub enum BuildError {
     /// The kernel protocol is none.
     #[error("the kernel protocol cannot be used")]
     Protocol(#[from] UnknownProtocol),
-    /// A memory size that no machine has.
-    #[error("Invalid Memory Configuration")]
-    MemorySize(#[from] layout::MemorySizeError),
-    /// The host has not got the memory.
-    #[error("Invalid Memory Configuration: Cannot create mmap region: {0}")]
-    Memory(String),
+    /// There is no such memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// Kernel, initrd or command line are not good.
     #[error("the guest cannot be loaded")]
     Boot(#[from] BootError),
     /// A device cannot be used.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The serial output has no place to go.
+    #[error(transparent)]
+    Serial(#[from] SerialError),
+    /// The vCPUs cannot be as they are to be.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// KVM does not do it.
     #[error("the virtual machine cannot be made")]
     Kvm(#[from] KvmError),
@@ -87,9 +94,10 @@ impl BuildError {
         matches!(
             self,
             Self::Kvm(_)
+                | Self::Cpu(CpuError::Kvm(_))
                 | Self::Bus(_)
                 | Self::Host(_)
-                | Self::Memory(_)
+                | Self::Memory(MemoryError::Map(_) | MemoryError::NoHugePages { .. })
                 | Self::Attach(AttachError::Event(_) | AttachError::Kvm(_) | AttachError::Bus(_))
         )
     }
@@ -97,7 +105,7 @@ impl BuildError {
 
 /// What a machine needs besides its configuration.
 pub struct BuildOptions {
-    /// Where the guest's serial output goes.
+    /// Where the guest's serial output goes, if its configuration names no file for it.
     pub console: Box<dyn Write + Send>,
     /// Tells the wall time and the CPU time since the start, for a guest with a boot timer in use.
     pub clock: Option<StartClock>,
@@ -129,20 +137,31 @@ impl MachineParts {
     ) -> Result<Self, BuildError> {
         let config = &description.config;
         config.validate()?;
+        let machine = &config.machine_config;
         let kernel = open_kernel(&config.boot_source)?;
         let initrd = open_initrd(&config.boot_source)?;
-        let memory = map_memory(config.machine_config.memory_bytes())?;
+        let memory = memory::map(machine.memory_bytes(), machine.huge_pages)?;
         let (devices, mut controls) = open_devices(description)?;
 
-        let vm = Vm::new(&memory, config.machine_config.track_dirty_pages)?;
+        let counters = controls.serial.clone();
+        let output = serial::output(config.serial.as_ref(), options.console, counters.clone())?;
+
+        let vm = Vm::new(&memory, machine.track_dirty_pages)?;
+        let template = config.cpu_config.clone().unwrap_or_default();
+        check_capabilities(&template.kvm_capabilities, |number| vm.has_number(number))?;
+        let mut cpuid = vm.cpuid.clone();
+        change_cpuid(&mut cpuid, &template.cpuid_modifiers)?;
         let mut buses = Buses::default();
         let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         vm.wire_interrupt(&irq, layout::COM1_GSI)?;
-        let console = buses.add_serial(options.console, irq, room)?;
+        let console = buses.add_serial(output, irq, room, counters)?;
         let keys = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         vm.wire_interrupt(&keys, layout::KEYBOARD_GSI)?;
-        controls.keyboard = Some(buses.add_power(sender, keys)?);
+        let (keyboard, counters) = buses.add_power(sender, keys)?;
+        controls.keyboard = Some(keyboard);
+        controls.keyboard_counters = counters;
+        buses.add_panic_port(sender)?;
         if let Some(clock) = options.clock {
             buses.add_boot_timer(clock)?;
         }
@@ -161,7 +180,7 @@ impl MachineParts {
                 initrd: initrd.as_ref(),
                 cmdline: &command_line(config),
                 protocol: protocol(&config.boot_source)?,
-                vcpus: config.machine_config.vcpu_count,
+                vcpus: machine.vcpu_count,
                 devices: &places,
                 device_arguments: if options.always_name_devices {
                     DeviceArguments::Always
@@ -173,10 +192,11 @@ impl MachineParts {
         tracing::debug!("kernel loaded by {:?} at {:x?}", boot.protocol, boot.kernel);
 
         let plan = CpuPlan {
-            supported: &vm.cpuid,
-            vcpus: config.machine_config.vcpu_count,
-            smt: config.machine_config.smt,
+            supported: &cpuid,
+            vcpus: machine.vcpu_count,
+            smt: machine.smt,
             tsc_deadline: vm.has(Cap::TscDeadlineTimer),
+            msrs: &template.msr_modifiers,
         };
         let buses = VcpuBuses {
             pio: Arc::new(buses.pio),
@@ -237,11 +257,6 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 fn protocol(boot: &BootSource) -> Result<Option<KernelProtocol>, UnknownProtocol> {
     boot.kernel_protocol.as_deref().map(str::parse).transpose()
-}
-
-fn map_memory(size: u64) -> Result<GuestMemory, BuildError> {
-    let regions = layout::memory_regions(size)?;
-    GuestMemory::from_ranges(&regions).map_err(|error| BuildError::Memory(error.to_string()))
 }
 
 /// The drives in the order in which the guest finds them: the root disk is the first.

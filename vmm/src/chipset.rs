@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use brume_boot::layout;
-use brume_devices::{AcpiPower, BootTimer, Bus, BusError, I8042, Interrupt, Serial};
+use brume_devices::{
+    AcpiPower, BootTimer, Bus, BusError, I8042, I8042Counters, Interrupt, PvPanic, Serial,
+    SerialCounters,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::event::{Console, EventSender};
@@ -28,10 +31,11 @@ impl Buses {
         output: Box<dyn Write + Send>,
         irq: Arc<EventFd>,
         room: Arc<EventFd>,
+        counters: Arc<SerialCounters>,
     ) -> Result<Console, BusError> {
         let lines = [irq, room.clone()].map(Interrupt::from_event);
         let [irq, room_line] = lines;
-        let serial = Arc::new(Mutex::new(Serial::new(irq, output, room_line)));
+        let serial = Arc::new(Mutex::new(Serial::new(irq, output, room_line, counters)));
         self.pio
             .insert(u64::from(layout::COM1_PORT), Serial::PORTS, serial.clone())?;
         Ok(Console::new(serial, room))
@@ -42,9 +46,11 @@ impl Buses {
         &mut self,
         events: &EventSender,
         irq: Arc<EventFd>,
-    ) -> Result<Arc<Mutex<I8042>>, BusError> {
+    ) -> Result<(Arc<Mutex<I8042>>, Arc<I8042Counters>), BusError> {
         let irq = Interrupt::from_event(irq);
-        let i8042 = Arc::new(Mutex::new(I8042::new(events.guest_events(), irq)));
+        let i8042 = I8042::new(events.guest_events(), irq);
+        let counters = i8042.counters();
+        let i8042 = Arc::new(Mutex::new(i8042));
         self.pio.insert(
             u64::from(layout::I8042_DATA_PORT),
             I8042::PORTS,
@@ -56,7 +62,14 @@ impl Buses {
             AcpiPower::PORTS,
             acpi,
         )?;
-        Ok(i8042)
+        Ok((i8042, counters))
+    }
+
+    /// Adds the port by which the guest's kernel says that it has panicked.
+    pub(crate) fn add_panic_port(&mut self, events: &EventSender) -> Result<(), BusError> {
+        let device = Arc::new(Mutex::new(PvPanic::new(events.guest_events())));
+        let port = u64::from(layout::PVPANIC_PORT);
+        self.pio.insert(port, PvPanic::PORTS, device)
     }
 
     /// Adds the boot timer.

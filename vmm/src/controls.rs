@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use brume_api::Fault;
 use brume_api::config::{DrivePatch, NetworkInterfacePatch, VmConfig};
-use brume_devices::I8042;
+use brume_devices::{I8042, I8042Counters, SerialCounters};
 use brume_virtio::balloon::BalloonControl;
 use brume_virtio::block::{BlockControl, BlockError};
 use brume_virtio::net::NetControl;
@@ -26,6 +26,8 @@ pub(crate) struct Controls {
     pub(crate) entropy: Option<RngControl>,
     pub(crate) vsock: Option<Arc<VsockCounters>>,
     pub(crate) keyboard: Option<Arc<Mutex<I8042>>>,
+    pub(crate) keyboard_counters: Arc<I8042Counters>,
+    pub(crate) serial: Arc<SerialCounters>,
 }
 
 impl Controls {

@@ -346,6 +346,8 @@ impl Instance {
             vsock: None,
             entropy: None,
             mmds: mmds::counts(&self.description.mmds),
+            serial: Arc::default(),
+            keyboard: Arc::default(),
             host: host_use(),
         }
     }

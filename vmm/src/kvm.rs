@@ -163,6 +163,11 @@ impl Vm {
             .map_err(failed("wire a queue notification"))
     }
 
+    /// Whether the host's KVM has the capability of that number.
+    pub(crate) fn has_number(&self, capability: u32) -> bool {
+        self.fd.check_extension_raw(capability.into()) > 0
+    }
+
     /// Whether the host's KVM has the capability.
     pub(crate) fn has(&self, capability: kvm_ioctls::Cap) -> bool {
         self.fd.check_extension(capability)

@@ -18,13 +18,15 @@ mod instance;
 mod kvm;
 mod lifecycle;
 mod machine;
+mod memory;
 mod metrics;
 mod mmds;
+mod serial;
 mod telemetry;
 
 pub use attach::AttachError;
 pub use build::{BuildError, BuildOptions};
-pub use cpu::{FailureReport, VcpuFailure};
+pub use cpu::{CpuError, FailureReport, VcpuFailure};
 pub use event::{Console, MachineHandle, RequestError, StopReason};
 pub use instance::{
     ApiController, Description, FIRECRACKER_VERSION, Instance, MakeOptions, Outcome, SetLogger,
@@ -32,4 +34,6 @@ pub use instance::{
 pub use kvm::KvmError;
 pub use lifecycle::{IllegalTransition, VmEvent, VmState};
 pub use machine::{Ending, Machine, RunError};
+pub use memory::MemoryError;
+pub use serial::SerialError;
 pub use telemetry::MetricsError;

@@ -116,9 +116,11 @@ impl Machine {
         MachineHandle::new(self.sender.clone())
     }
 
-    /// The input side of the serial console.
-    pub fn console(&self) -> Console {
-        self.console.clone()
+    /// The input side of the serial console; there is none if the output goes to a file.
+    pub fn console(&self) -> Option<Console> {
+        let serial = self.description.config.serial.as_ref();
+        let to_file = serial.is_some_and(|serial| serial.serial_out_path.is_some());
+        (!to_file).then(|| self.console.clone())
     }
 
     /// Starts the machine and runs it to its end on the calling thread, which serves the given
@@ -189,7 +191,11 @@ impl Machine {
     /// What was counted so far.
     fn counts(&self) -> Counts {
         let Controls {
-            drives, interfaces, ..
+            drives,
+            interfaces,
+            serial,
+            keyboard_counters,
+            ..
         } = &self.controls;
         let controls = &self.controls;
         Counts {
@@ -210,6 +216,8 @@ impl Machine {
             vsock: controls.vsock.as_ref().map(|vsock| vsock.get()),
             entropy: controls.entropy.as_ref().map(RngControl::counts),
             mmds: mmds::counts(&self.description.mmds),
+            serial: serial.clone(),
+            keyboard: keyboard_counters.clone(),
             host: host_use(),
         }
     }
@@ -273,6 +281,10 @@ impl Machine {
                 self.stop(Ok(Ending::PowerOff));
             }
             Event::DeviceFailed(device) => self.tell(MachineEvent::DeviceNeedsReset { device }),
+            Event::Guest(GuestEvent::Panicked) => {
+                tracing::error!("the guest's kernel has panicked");
+                self.tell(MachineEvent::GuestPanicked);
+            }
             Event::MetricsDue => self.write_metrics(),
             Event::Vcpu(VcpuEnd { index, outcome }) => self.vcpu_ended(index, outcome),
             Event::Request(request) => self.answer(request),

@@ -5,9 +5,11 @@ mod firecracker;
 mod host;
 mod prometheus;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use brume_api::ApiCounts;
+use brume_devices::{I8042Counters, SerialCounters};
 use brume_mmds::MmdsCounts;
 use brume_virtio::balloon::BalloonCounts;
 use brume_virtio::block::BlockCounts;
@@ -36,6 +38,8 @@ pub(crate) struct Counts {
     pub(crate) vsock: Option<VsockCounts>,
     pub(crate) entropy: Option<RngCounts>,
     pub(crate) mmds: MmdsCounts,
+    pub(crate) serial: Arc<SerialCounters>,
+    pub(crate) keyboard: Arc<I8042Counters>,
     pub(crate) host: HostUse,
 }
 
@@ -90,6 +94,8 @@ mod tests {
                 ..RngCounts::default()
             }),
             mmds: MmdsCounts::default(),
+            serial: Arc::default(),
+            keyboard: Arc::default(),
             host: HostUse::default(),
         }
     }

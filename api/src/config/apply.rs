@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ConfigError, UNSUPPORTED, VmConfig};
+use super::{ConfigError, CpuTemplate, UNSUPPORTED, VmConfig};
 use crate::request::Section;
 
 impl VmConfig {
@@ -23,6 +23,7 @@ impl VmConfig {
             Section::BootSource(boot) => next.boot_source = boot,
             Section::MachineConfig(machine) => next.machine_config = machine,
             Section::MachineConfigPatch(patch) => patch.apply(&mut next.machine_config),
+            Section::Cpu(cpu) => next.cpu_config = Some(cpu),
             Section::Drive(drive) => {
                 put(&mut next.drives, drive, |drive| &drive.drive_id);
             }
@@ -33,8 +34,12 @@ impl VmConfig {
             Section::Entropy(entropy) => next.entropy = Some(entropy),
             Section::Vsock(vsock) => next.vsock = Some(vsock),
             Section::Mmds(mmds) => next.mmds_config = Some(mmds),
+            Section::Serial(serial) => next.serial = Some(serial),
             Section::Logger(logger) => next.logger = Some(logger),
             Section::Metrics(metrics) => next.metrics = Some(metrics),
+        }
+        if machine && next.machine_config.cpu_template == Some(CpuTemplate::None) {
+            next.cpu_config = None;
         }
         next.validate().map_err(|error| match error {
             ConfigError::BalloonAmount if machine => ConfigError::MemoryBelowBalloon,
@@ -56,15 +61,12 @@ impl VmConfig {
                 parts.insert("boot-source".into(), Value::Null);
             }
             for name in UNSUPPORTED {
-                // The one part that has a PUT and is not in Firecracker's answer.
-                if name != "serial" {
-                    let absent = if name == "pmem" {
-                        json!([])
-                    } else {
-                        json!(null)
-                    };
-                    parts.entry(name).or_insert(absent);
-                }
+                let absent = if name == "pmem" {
+                    json!([])
+                } else {
+                    json!(null)
+                };
+                parts.entry(name).or_insert(absent);
             }
         }
         Ok(value)

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::{MAX_VCPUS, MmdsConfigError};
+use super::{CpuTemplate, MAX_VCPUS, MmdsConfigError};
 
 /// A configuration that cannot become a machine.
 #[derive(Debug, Error)]
@@ -23,6 +23,12 @@ pub enum ConfigError {
     /// No memory, or a size beyond all limits.
     #[error("The memory size (MiB) is either 0, or not a multiple of the configured page size.")]
     MemorySize,
+    /// A static CPU template.
+    #[error(
+        "the CPU template {0:?} is not supported by this version of brume: leave `cpu_template` \
+         out, or set what it changes by `cpu-config`"
+    )]
+    CpuTemplate(CpuTemplate),
     /// A balloon that is larger than the memory.
     #[error("Balloon config error: Amount of pages requested is too large.")]
     BalloonAmount,

@@ -2,7 +2,6 @@
 //! vCPUs and memory.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::ConfigError;
 
@@ -18,11 +17,41 @@ pub enum HugePages {
     /// Ordinary pages.
     #[default]
     None,
-    /// Huge pages where the host finds some; not supported yet.
+    /// Huge pages where the host finds some.
     Transparent,
-    /// Reserved pages of 2 MiB; not supported yet.
+    /// Reserved pages of 2 MiB; the host must have enough of them.
     #[serde(rename = "2M")]
     Size2M,
+}
+
+impl HugePages {
+    /// What the size of the memory is a multiple of, in MiB.
+    fn unit_mib(self) -> u64 {
+        match self {
+            Self::None => 1,
+            Self::Transparent | Self::Size2M => 2,
+        }
+    }
+}
+
+/// Firecracker's own CPU templates for x86-64, which it has deprecated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "they are named after machines")]
+pub enum CpuTemplate {
+    C3,
+    T2,
+    T2S,
+    None,
+    T2CL,
+    T2A,
+}
+
+impl CpuTemplate {
+    /// Whether `template` changes nothing.
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    fn is_none(template: &Option<Self>) -> bool {
+        matches!(template, None | Some(Self::None))
+    }
 }
 
 /// The machine itself.
@@ -31,14 +60,14 @@ pub enum HugePages {
 pub struct MachineConfig {
     /// Number of vCPUs: 1 to [`MAX_VCPUS`].
     pub vcpu_count: u8,
-    /// Memory in MiB.
+    /// Memory in MiB; an even number with huge pages.
     pub mem_size_mib: u64,
     /// Whether two vCPUs are the threads of one core.
     #[serde(default, deserialize_with = "super::null_as_default")]
     pub smt: bool,
     /// A CPU template; not supported yet, except for `None`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_template: Option<Value>,
+    #[serde(default, skip_serializing_if = "CpuTemplate::is_none")]
+    pub cpu_template: Option<CpuTemplate>,
     /// Whether writes to memory are tracked from the start.
     #[serde(default, deserialize_with = "super::null_as_default")]
     pub track_dirty_pages: bool,
@@ -58,7 +87,7 @@ pub struct MachineConfigPatch {
     /// See [`MachineConfig::smt`].
     pub smt: Option<bool>,
     /// See [`MachineConfig::cpu_template`].
-    pub cpu_template: Option<Value>,
+    pub cpu_template: Option<CpuTemplate>,
     /// See [`MachineConfig::track_dirty_pages`].
     pub track_dirty_pages: Option<bool>,
     /// See [`MachineConfig::huge_pages`].
@@ -111,16 +140,13 @@ impl MachineConfig {
         if self.smt && vcpus != 1 && !vcpus.is_multiple_of(2) {
             return Err(ConfigError::OddSmt(vcpus));
         }
-        if !(1..=MAX_MEMORY_MIB).contains(&self.mem_size_mib) {
+        let whole = self.mem_size_mib.is_multiple_of(self.huge_pages.unit_mib());
+        if !whole || !(1..=MAX_MEMORY_MIB).contains(&self.mem_size_mib) {
             return Err(ConfigError::MemorySize);
         }
-        if self.huge_pages != HugePages::None {
-            return Err(ConfigError::Unsupported("huge_pages"));
-        }
-        match &self.cpu_template {
-            None | Some(Value::Null) => Ok(()),
-            Some(Value::String(name)) if name == "None" => Ok(()),
-            Some(_) => Err(ConfigError::Unsupported("cpu_template")),
+        match self.cpu_template {
+            None | Some(CpuTemplate::None) => Ok(()),
+            Some(template) => Err(ConfigError::CpuTemplate(template)),
         }
     }
 

@@ -102,13 +102,32 @@ fn machines_that_cannot_be_are_refused() {
         machine(1, u64::MAX, ""),
         Err(ConfigError::MemorySize)
     ));
+    for pages in ["Transparent", "2M"] {
+        let pages = format!(r#", "huge_pages": "{pages}""#);
+        assert!(matches!(
+            machine(1, 7, &pages),
+            Err(ConfigError::MemorySize)
+        ));
+        machine(1, 8, &pages).unwrap();
+    }
+    machine(1, 7, r#", "huge_pages": null"#).unwrap();
+    machine(1, 8, r#", "huge_pages": "1G""#).unwrap_err();
     assert!(matches!(
         machine(3, 8, r#", "smt": true"#),
         Err(ConfigError::OddSmt(3))
     ));
     machine(32, 8, "").unwrap();
     machine(1, 8, r#", "smt": true, "cpu_template": "None""#).unwrap();
-    machine(1, 8, r#", "cpu_template": "T2""#).unwrap_err();
+    for template in ["C3", "T2", "T2A", "T2CL", "T2S"] {
+        let error = machine(1, 8, &format!(r#", "cpu_template": "{template}""#)).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("template {template} is not supported"))
+        );
+    }
+    let unknown = r#"{"vcpu_count": 1, "mem_size_mib": 8, "cpu_template": "T3"}"#;
+    assert!(refusal("machine-config", unknown).contains("unknown variant `T3`"));
 }
 
 #[test]

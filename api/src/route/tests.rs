@@ -97,6 +97,8 @@ fn parts_of_the_configuration_are_understood() {
             r#"{"amount_mib": 1, "deflate_on_oom": false}"#,
         ),
         ("PUT", "/entropy", "{}"),
+        ("PUT", "/cpu-config", "{}"),
+        ("PUT", "/serial", r#"{"serial_out_path": "/s"}"#),
         (
             "PUT",
             "/vsock",

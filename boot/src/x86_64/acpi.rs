@@ -90,6 +90,7 @@ fn dsdt(devices: &[MmioDevice]) -> Sdt {
     let mut bus = Vec::new();
     serial_port(&mut bus);
     keyboard(&mut bus);
+    panic_port(&mut bus);
     for (index, device) in devices.iter().enumerate() {
         virtio_mmio(index, device, &mut bus);
     }
@@ -127,6 +128,13 @@ fn keyboard(bus: &mut Vec<u8>) {
     let interrupt = edge(layout::KEYBOARD_GSI);
     let resources = ResourceTemplate::new(vec![&data, &command, &interrupt]);
     device("PS2K", &EISAName::new("PNP0303"), 0, &resources, bus);
+}
+
+/// The pvpanic device, by the id that QEMU gave it.
+fn panic_port(bus: &mut Vec<u8>) {
+    let port = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
+    let resources = ResourceTemplate::new(vec![&port]);
+    device("PEVT", &"QEMU0001", 0, &resources, bus);
 }
 
 /// A virtio-mmio device, by the id that Linaro registered for it.
@@ -304,6 +312,13 @@ mod tests {
             assert_eq!(count(&dsdt, &interrupt), 1);
         }
         assert_eq!(count(&dsdt, b"V018"), 1);
+    }
+
+    #[test]
+    fn the_port_for_panics_is_in_the_dsdt() {
+        let dsdt = tables(1, &[]).dsdt;
+        assert_eq!(count(&dsdt, b"\x08_HID\x0dQEMU0001\0"), 1);
+        assert_eq!(count(&dsdt, &[0x47, 1, 0x05, 5, 0x05, 5, 1, 1]), 1);
     }
 
     #[test]

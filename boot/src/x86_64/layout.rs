@@ -113,6 +113,8 @@ pub const COM1_SIZE: u8 = 8;
 pub const I8042_DATA_PORT: u16 = 0x60;
 /// i8042 command and status port: writing `0xfe` resets the guest.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
+/// pvpanic, one byte: a guest's kernel writes 1 when it has panicked.
+pub const PVPANIC_PORT: u16 = 0x505;
 /// ACPI sleep control register, one byte: `SLP_TYP` in bits 4:2, `SLP_EN` in bit 5 (ACPI 6.5,
 /// 4.8.3.7).
 pub const ACPI_SLEEP_CONTROL_PORT: u16 = 0x600;

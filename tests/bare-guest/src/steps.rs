@@ -44,6 +44,7 @@ fn run_one(step: &str, boot: &BootInfo) {
         "hostile-net" => hostile::run_net(),
         "mem-check" => mem_check(boot),
         "fault" => fault(),
+        "panic" => panicked(),
         _ => say!("error unknown-step {step}"),
     }
 }
@@ -84,6 +85,16 @@ fn hello(boot: &BootInfo) {
             word(0) | word(1) << 32
         );
     });
+}
+
+/// Says by pvpanic that the kernel has panicked, again and again, and goes on.
+fn panicked() {
+    const PORT: u16 = 0x505;
+    let events = console::inb(PORT);
+    for _ in 0..100 {
+        console::outb(PORT, 1);
+    }
+    say!("panicked events={events:#x}");
 }
 
 /// Prints back each line that comes in on the serial port, until one says `end`.

@@ -12,8 +12,10 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddr
 
 use crate::memory::GuestMemory;
 
-/// The unit in which memory is given back, in bytes: the smallest page of the host.
+/// The unit in which memory is given back, in bytes: the smallest page of the host, or the reserved
+/// huge page that the memory is of.
 const PAGE: u64 = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// Gives the whole pages between the guest addresses `start` and `end` back, as far as they are
 /// guest memory; how many bytes that were. The guest finds other bytes there from then on, most
@@ -23,10 +25,15 @@ const PAGE: u64 = 4096;
 ///
 /// The host does not take some of them; those that come before it may be gone.
 pub(super) fn give_back(memory: &GuestMemory, start: u64, end: u64) -> io::Result<u64> {
-    let start = start.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX);
-    let end = end - end % PAGE;
     let mut given = 0;
     for region in memory.iter() {
+        let page = if region.flags() & libc::MAP_HUGETLB == 0 {
+            PAGE
+        } else {
+            HUGE_PAGE
+        };
+        let start = start.checked_next_multiple_of(page).unwrap_or(u64::MAX);
+        let end = end - end % page;
         let base = region.start_addr().raw_value();
         let first = start.max(base);
         let last = end.min(base.saturating_add(region.len()));

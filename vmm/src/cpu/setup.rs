@@ -2,6 +2,7 @@
 //! The state in which a vCPU starts: what firmware would have left, and for the first one what
 //! the boot protocol asks for.
 
+use brume_api::config::MsrModifier;
 use brume_boot::{DescriptorTable, Registers, Segment};
 use kvm_bindings::{
     CpuId, Msrs, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment,
@@ -9,6 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 
 use super::cpuid::{self, Topology};
+use super::template::{CpuError, change_msrs};
 use crate::kvm::{KvmError, failed};
 
 /// IA32_MISC_ENABLE; bit 0 says that string instructions are fast.
@@ -24,7 +26,7 @@ const DELIVER_EXTINT: u32 = 7 << 8;
 
 /// What all vCPUs of a machine have in common.
 pub(crate) struct CpuPlan<'a> {
-    /// The CPUID that host and KVM support.
+    /// The CPUID that host and KVM support, with the template's changes.
     pub(crate) supported: &'a CpuId,
     /// How many vCPUs there are.
     pub(crate) vcpus: u8,
@@ -32,6 +34,8 @@ pub(crate) struct CpuPlan<'a> {
     pub(crate) smt: bool,
     /// Whether KVM's local APIC has the TSC deadline mode.
     pub(crate) tsc_deadline: bool,
+    /// The template's changes to model-specific registers.
+    pub(crate) msrs: &'a [MsrModifier],
 }
 
 /// Gives vCPU `index` its first state; `registers` is for the one that starts the kernel.
@@ -40,7 +44,7 @@ pub(crate) fn set_up(
     index: u8,
     plan: &CpuPlan<'_>,
     registers: Option<&Registers>,
-) -> Result<(), KvmError> {
+) -> Result<(), CpuError> {
     let topology = Topology {
         index,
         vcpus: plan.vcpus,
@@ -51,10 +55,11 @@ pub(crate) fn set_up(
         cpuid::for_vcpu(plan.supported, topology, plan.tsc_deadline).map_err(out_of_memory)?;
     vcpu.set_cpuid2(&cpuid)
         .map_err(failed("take the CPU features"))?;
+    change_msrs(vcpu, plan.msrs)?;
     set_msrs(vcpu)?;
     set_local_pins(vcpu)?;
     match registers {
-        Some(registers) => set_registers(vcpu, registers),
+        Some(registers) => Ok(set_registers(vcpu, registers)?),
         None => Ok(()),
     }
 }

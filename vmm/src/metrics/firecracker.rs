@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use brume_api::ApiCounts;
 use brume_api::config::MetricsConfig;
-use brume_devices::Latency;
+use brume_devices::{I8042Counters, Latency, SerialCounters};
 use brume_mmds::MmdsCounts;
 use brume_virtio::balloon::BalloonCounts;
 use brume_virtio::block::BlockCounts;
@@ -156,6 +156,7 @@ impl Sheet {
         }
         sheet.requests(&counts.api);
         counts.vcpus.iter().for_each(|vcpu| sheet.vcpu(vcpu));
+        sheet.ports(&counts.serial, &counts.keyboard);
         for (id, drive) in &counts.drives {
             sheet.open(&format!("block_{id}"), BLOCK);
             sheet.drive(&format!("block_{id}"), drive);
@@ -330,6 +331,24 @@ impl Sheet {
         }
     }
 
+    fn ports(&mut self, serial: &SerialCounters, keyboard: &I8042Counters) {
+        for (group, key, counter) in [
+            ("uart", "read_count", &serial.reads),
+            ("uart", "write_count", &serial.writes),
+            ("uart", "missed_read_count", &serial.missed_reads),
+            ("uart", "missed_write_count", &serial.missed_writes),
+            ("uart", "error_count", &serial.errors),
+            ("uart", "rate_limiter_dropped_bytes", &serial.dropped_bytes),
+            ("i8042", "read_count", &keyboard.reads),
+            ("i8042", "write_count", &keyboard.writes),
+            ("i8042", "missed_read_count", &keyboard.missed_reads),
+            ("i8042", "missed_write_count", &keyboard.missed_writes),
+            ("i8042", "reset_count", &keyboard.resets),
+        ] {
+            self.set(group, key, counter.get());
+        }
+    }
+
     fn drive(&mut self, group: &str, drive: &BlockCounts) {
         let values = [
             ("execute_fails", drive.failed),
@@ -448,6 +467,18 @@ mod tests {
         assert_eq!(line["block"]["read_bytes"], 512);
         assert_eq!(line["net_eth0"]["rx_packets_count"], 3);
         assert_eq!(line["entropy"]["entropy_bytes"], 7);
+    }
+
+    #[test]
+    fn the_ports_of_the_chipset_are_counted() {
+        let counts = counts();
+        counts.serial.writes.add(5);
+        counts.serial.dropped_bytes.add(2);
+        counts.keyboard.resets.add(1);
+        let (line, _) = line(&counts, &Sheet::default());
+        assert_eq!(line["uart"]["write_count"], 5);
+        assert_eq!(line["uart"]["rate_limiter_dropped_bytes"], 2);
+        assert_eq!(line["i8042"]["reset_count"], 1);
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub(crate) fn text(counts: &Counts) -> String {
     let mut text = Text::default();
     machine(&mut text, counts);
     vcpus(&mut text, counts);
+    serial(&mut text, counts);
     drives(&mut text, &counts.drives);
     interfaces(&mut text, &counts.interfaces);
     small_devices(&mut text, counts);
@@ -207,6 +208,38 @@ fn vcpus(text: &mut Text, counts: &Counts) {
             let labels = [("vcpu", index.as_str()), ("kind", kind)];
             text.value(name, &labels, latency.sum.as_secs_f64());
         }
+    }
+}
+
+fn serial(text: &mut Text, counts: &Counts) {
+    let serial = &counts.serial;
+    let name = "brume_serial_bytes_total";
+    let help = "Bytes over the serial port, as the guest sees their direction.";
+    text.metric(name, "counter", help);
+    for (direction, counter) in [("receive", &serial.reads), ("transmit", &serial.writes)] {
+        text.count(name, &[("direction", direction)], counter.get());
+    }
+    let name = "brume_serial_dropped_bytes_total";
+    let help = "Bytes of serial output that are lost, by the reason.";
+    text.metric(name, "counter", help);
+    for (reason, counter) in [
+        ("limit", &serial.dropped_bytes),
+        ("refused", &serial.missed_writes),
+    ] {
+        text.count(name, &[("reason", reason)], counter.get());
+    }
+    let name = "brume_keyboard_accesses_total";
+    let help = "Accesses of the guest to its keyboard controller, by kind.";
+    text.metric(name, "counter", help);
+    let keyboard = &counts.keyboard;
+    for (kind, counter) in [
+        ("read", &keyboard.reads),
+        ("write", &keyboard.writes),
+        ("missed_read", &keyboard.missed_reads),
+        ("missed_write", &keyboard.missed_writes),
+        ("reset", &keyboard.resets),
+    ] {
+        text.count(name, &[("kind", kind)], counter.get());
     }
 }
 

@@ -3,7 +3,8 @@
 
 use std::fs::File;
 
-use vm_memory::{Bytes, FileOffset, GuestAddress};
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
 
 use super::*;
 
@@ -103,4 +104,24 @@ fn what_is_given_back_counts_as_written() {
     let region = memory.iter().next().unwrap();
     let dirty = [0x2000, 0x3000, 0x4000, 0x5000].map(|at| region.bitmap().dirty_at(at));
     assert_eq!(dirty, [false, true, true, false]);
+}
+
+#[test]
+fn of_reserved_huge_pages_only_whole_ones_go() {
+    const SIZE: usize = 8 << 20;
+    let real = MmapRegion::<()>::new(SIZE).unwrap();
+    let builder = MmapRegionBuilder::new(SIZE)
+        .with_mmap_prot(real.prot())
+        .with_mmap_flags(real.flags() | libc::MAP_HUGETLB);
+    // SAFETY: the mapping has that size, and is there until the end.
+    let builder = unsafe { builder.with_raw_mmap_pointer(real.as_ptr()) };
+    let region = GuestRegionMmap::new(builder.build().unwrap(), GuestAddress(0)).unwrap();
+    let memory = GuestMemory::from_regions(vec![region]).unwrap();
+    fill(&memory, 0, SIZE);
+    assert_eq!(give_back(&memory, 0x1000, 0x50_0000).unwrap(), 0x20_0000);
+    for (address, expected) in [(0x1f_ffff, 0xa5), (0x20_0000, 0), (0x40_0000, 0xa5)] {
+        assert_eq!(byte(&memory, address), expected, "{address:#x}");
+    }
+    assert_eq!(give_back(&memory, 0x1000, 0x2000).unwrap(), 0);
+    drop(memory);
 }

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The guest's memory: anonymous mappings, of the pages that the configuration asks for.
+//!
+//! This is a module with unsafe code: the kernel is told about memory by address.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+
+use brume_api::config::HugePages;
+use brume_boot::layout::{self, MemorySizeError};
+use brume_virtio::GuestMemory;
+use thiserror::Error;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{GuestAddress, GuestRegionMmap};
+
+/// The size of a reserved huge page, in bytes.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// Where Linux tells how many reserved huge pages of that size nobody uses.
+const FREE_HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+
+/// There is no such memory.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// A memory size that no machine has.
+    #[error("Invalid Memory Configuration")]
+    Size(#[from] MemorySizeError),
+    /// The host has not got the memory.
+    #[error("Invalid Memory Configuration: Cannot create mmap region: {0}")]
+    Map(String),
+    /// The host has not got the memory in reserved huge pages.
+    #[error(
+        "Invalid Memory Configuration: Cannot create mmap region: {error}; {needed} huge pages of \
+         2 MiB are needed and {free} are free: reserve them with `sysctl vm.nr_hugepages=N`"
+    )]
+    NoHugePages {
+        /// What the host said.
+        error: String,
+        /// How many there must be.
+        needed: u64,
+        /// How many there are.
+        free: u64,
+    },
+}
+
+/// Maps `size` bytes of memory for a guest.
+///
+/// # Errors
+///
+/// No machine has that size, or the host has not got the memory.
+pub(crate) fn map(size: u64, pages: HugePages) -> Result<GuestMemory, MemoryError> {
+    let regions = layout::memory_regions(size)?
+        .into_iter()
+        .map(|(start, size)| map_region(start, size, pages))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| match pages {
+            HugePages::Size2M => MemoryError::NoHugePages {
+                error,
+                needed: size.div_ceil(HUGE_PAGE),
+                free: free_huge_pages(),
+            },
+            _ => MemoryError::Map(error),
+        })?;
+    GuestMemory::from_regions(regions).map_err(|error| MemoryError::Map(error.to_string()))
+}
+
+type Region = GuestRegionMmap<vm_memory::bitmap::AtomicBitmap>;
+
+fn map_region(start: GuestAddress, size: usize, pages: HugePages) -> Result<Region, String> {
+    let text = |error: MmapRegionError| error.to_string();
+    let kind = match pages {
+        // Guests may have more memory than the host, as long as they do not use it all.
+        HugePages::None | HugePages::Transparent => libc::MAP_NORESERVE,
+        // Without a reservation the guest would be killed at the page that is not there.
+        HugePages::Size2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+    };
+    let mapping = MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | kind)
+        .with_hugetlbfs(pages == HugePages::Size2M)
+        .build()
+        .map_err(text)?;
+    if pages == HugePages::Transparent {
+        // SAFETY: the range is the mapping that was just made. The advice changes no byte of it.
+        let result = unsafe { libc::madvise(mapping.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
+        if result != 0 {
+            // A kernel without them: the guest has ordinary pages then, and is none the worse.
+            let error = io::Error::last_os_error();
+            tracing::warn!("the host has no transparent huge pages: {error}");
+        }
+    }
+    GuestRegionMmap::new(mapping, start).ok_or_else(|| "it ends beyond all addresses".to_owned())
+}
+
+fn free_huge_pages() -> u64 {
+    let text = fs::read_to_string(FREE_HUGE_PAGES).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+
+    use super::*;
+
+    const SIZE: u64 = 16 << 20;
+
+    /// The flags that the kernel has for the mapping that `memory` begins with.
+    fn flags(memory: &GuestMemory) -> Vec<String> {
+        let host = memory.get_host_address(GuestAddress(0)).unwrap() as usize;
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| {
+            let range = line.split(' ').next().unwrap_or_default();
+            let bound = |text| usize::from_str_radix(text, 16).ok();
+            let range = range.split_once('-');
+            let range = range.and_then(|(from, to)| Some((bound(from)?, bound(to)?)));
+            !range.is_some_and(|(from, to)| (from..to).contains(&host))
+        });
+        let flags = lines.find_map(|line| line.strip_prefix("VmFlags:"));
+        flags
+            .unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    #[test]
+    fn memory_has_the_pages_that_were_asked_for() {
+        for (pages, huge) in [(HugePages::None, false), (HugePages::Transparent, true)] {
+            let memory = map(SIZE, pages).unwrap();
+            memory.write_obj(1_u64, GuestAddress(SIZE - 8)).unwrap();
+            assert_eq!(memory.num_regions(), 1);
+            assert_eq!(memory.iter().next().unwrap().len(), SIZE);
+            let flags = flags(&memory);
+            assert_eq!(flags.contains(&"hg".into()), huge, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn reserved_pages_are_used_or_missed_by_name() {
+        let free = free_huge_pages();
+        match map(SIZE, HugePages::Size2M) {
+            Ok(memory) => {
+                assert!(free >= SIZE / HUGE_PAGE);
+                memory.write_obj(1_u64, GuestAddress(SIZE - 8)).unwrap();
+                let flags = flags(&memory);
+                assert!(flags.contains(&"ht".into()), "{flags:?}");
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(free < SIZE / HUGE_PAGE, "{text}");
+                assert!(
+                    text.contains("(os error 12); 8 huge pages of 2 MiB"),
+                    "{text}"
+                );
+                assert!(text.contains("vm.nr_hugepages"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_machine_has_no_memory() {
+        assert!(matches!(map(0, HugePages::None), Err(MemoryError::Size(_))));
+    }
+}
