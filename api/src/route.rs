@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use utoipa::ToSchema;
 
 use crate::balloon::parse_balloon;
 use crate::config::{
@@ -31,26 +32,28 @@ impl From<Request> for Parsed {
     }
 }
 
-#[derive(Deserialize)]
+/// The body of PUT /actions.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Action {
+pub(crate) struct Action {
     action_type: ActionType,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 enum ActionType {
     FlushMetrics,
     InstanceStart,
     SendCtrlAltDel,
 }
 
-#[derive(Deserialize)]
+/// The body of PATCH /vm.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct VmPatch {
+pub(crate) struct VmPatch {
     state: VmPatchState,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 enum VmPatchState {
     Paused,
     Resumed,

@@ -29,7 +29,8 @@ use tokio::task::LocalSet;
 use crate::events::{EventBody, EventHub};
 use crate::fault::Fault;
 use crate::metrics::{ApiMetrics, Finished};
-use crate::request::{Answer, Controller};
+use crate::openapi;
+use crate::request::{Answer, Controller, Request};
 use crate::route::{Parsed, parse, resource_of};
 
 /// The most connections at a time.
@@ -224,7 +225,11 @@ async fn respond(request: hyper::Request<Incoming>, shared: &Shared) -> HttpResp
     let begun = Instant::now();
     let result = body.and_then(|body| parse(method, path, &body));
     let deprecated = result.as_ref().is_ok_and(|parsed| parsed.deprecated);
-    let result = result.and_then(|Parsed { request, .. }| shared.controller.call(request));
+    let result = result.and_then(|Parsed { request, .. }| match request {
+        // It is the same for every machine.
+        Request::GetOpenApi => Ok(Answer::Json(openapi::json()?)),
+        request => shared.controller.call(request),
+    });
     match &result {
         Ok(_) => tracing::info!("API: {method} {path}"),
         Err(fault) => tracing::error!("API: {method} {path}: {fault}"),

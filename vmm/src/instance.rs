@@ -15,10 +15,12 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use brume_api::config::VmConfig;
-use brume_api::{Answer, ApiMetrics, Controller, EventHub, Fault, Request as ApiRequest, Section};
+use brume_api::{
+    Answer, ApiMetrics, Controller, EventHub, Fault, InstanceInfo, Request as ApiRequest, Section,
+    VersionInfo,
+};
 use brume_mmds::SharedMmds;
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
-use serde_json::json;
 
 use crate::attach;
 use crate::balloon;
@@ -86,15 +88,15 @@ impl Description {
         state: VmState,
     ) -> Option<Result<Answer, Fault>> {
         let answer = match request {
-            ApiRequest::GetInstance => Answer::json(&json!({
-                "app_name": "Firecracker",
-                "id": self.id,
-                "state": state.name(),
-                "vmm_version": FIRECRACKER_VERSION,
-            })),
-            ApiRequest::GetVersion => {
-                Answer::json(&json!({ "firecracker_version": FIRECRACKER_VERSION }))
-            }
+            ApiRequest::GetInstance => Answer::json(&InstanceInfo {
+                app_name: "Firecracker",
+                id: self.id.clone(),
+                state: state.name(),
+                vmm_version: FIRECRACKER_VERSION,
+            }),
+            ApiRequest::GetVersion => Answer::json(&VersionInfo {
+                firecracker_version: FIRECRACKER_VERSION,
+            }),
             ApiRequest::GetMachineConfig => Answer::json(&self.config.machine_config),
             ApiRequest::GetConfig => match self.config.to_full_json() {
                 Ok(value) => Answer::json(&value),

@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::*;
-use crate::request::Request;
 
 /// Answers the version, does nothing else, and fails to start.
 struct Echo;
