@@ -35,7 +35,7 @@ pub enum BalloonRequest {
 #[serde(deny_unknown_fields)]
 pub struct BalloonPatch {
     /// How much memory it is to take from the guest, in MiB.
-    #[schema(maximum = 4_294_967_295u32)]
+    #[schema(format = Int64, maximum = 4_294_967_295u32)]
     pub amount_mib: u32,
 }
 
@@ -68,12 +68,14 @@ fn default_acknowledge() -> bool {
     true
 }
 
-/// The answer to [`BalloonRequest::GetStatistics`]. What the guest has not told is left out.
+/// The answer to GET /balloon/statistics. What the guest has not told is left out.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct BalloonStatistics {
     /// Pages of 4 KiB that the balloon is to have.
+    #[schema(format = Int64)]
     target_pages: u32,
     /// Pages of 4 KiB that it has.
+    #[schema(format = Int64)]
     actual_pages: u32,
     /// The same as `target_pages` in MiB.
     target_mib: u32,
@@ -185,12 +187,14 @@ impl BalloonStatistics {
     }
 }
 
-/// The answer to [`BalloonRequest::GetHinting`].
+/// The answer to GET /balloon/hinting/status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BalloonHinting {
     /// What the guest was told last: 0 nothing yet, 1 done, others the number of a run.
+    #[schema(format = Int64)]
     pub host_cmd: u32,
     /// What the guest has confirmed last: 0 is the end of a run.
+    #[schema(format = Int64)]
     pub guest_cmd: Option<u32>,
 }
 

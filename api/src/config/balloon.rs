@@ -11,7 +11,7 @@ use super::ConfigError;
 #[serde(deny_unknown_fields)]
 pub struct Balloon {
     /// How much memory it is to take from the guest, in MiB.
-    #[schema(maximum = 4_294_967_295u32)]
+    #[schema(format = Int64, maximum = 4_294_967_295u32)]
     pub amount_mib: u32,
     /// Whether the guest may take memory back when it has none left.
     pub deflate_on_oom: bool,

@@ -20,7 +20,7 @@ pub struct Vsock {
     #[schema(deprecated)]
     pub vsock_id: Option<String>,
     /// The guest's address: 3 to 2^32 - 2.
-    #[schema(minimum = 3, maximum = 4_294_967_294u32)]
+    #[schema(format = Int64, minimum = 3, maximum = 4_294_967_294u32)]
     pub guest_cid: u32,
     /// The unix socket that programs on the host connect to; nothing may be there yet. The guest's
     /// connections to port P go to this path with `_P` behind it.
