@@ -363,3 +363,6 @@ fn components() -> Components {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod fuzz;
