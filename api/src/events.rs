@@ -69,9 +69,9 @@ impl MachineEvent {
 #[schema(as = Event)]
 pub(crate) struct Stamped<'a> {
     /// Unix time in milliseconds.
-    time_ms: u64,
+    pub(crate) time_ms: u64,
     #[serde(flatten)]
-    event: &'a MachineEvent,
+    pub(crate) event: &'a MachineEvent,
 }
 
 #[derive(Default)]

@@ -1,13 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The document says what the program does, and the file beside it says what the document says.
 
+use std::cell::RefCell;
 use std::path::Path;
+use std::sync::Arc;
 
 use jsonschema::Validator;
 use serde_json::json;
 
 use super::*;
+use crate::balloon::{BalloonHinting, BalloonRequest, BalloonStatistics};
+use crate::client::Client;
+use crate::config::VmConfig;
+use crate::events::{EventHub, MachineEvent};
+use crate::instance::{InstanceInfo, VersionInfo};
+use crate::request::{Answer, Controller, Request};
 use crate::route::parse;
+use crate::server::Server;
 
 /// What is sent to `endpoint` as an example; empty if it takes nothing.
 pub(super) fn example(endpoint: &Endpoint) -> &'static str {
@@ -129,4 +138,96 @@ fn each_operation_has_a_name_of_its_own() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), ENDPOINTS.len());
+}
+
+/// Answers with a configuration as it is after requests for parts of it.
+#[derive(Default)]
+struct Machine(RefCell<VmConfig>);
+
+impl Controller for Machine {
+    fn call(&self, request: Request) -> Result<Answer, Fault> {
+        match request {
+            Request::Configure(section) => {
+                let applied = self.0.borrow_mut().apply(*section);
+                applied.map_err(|error| Fault::from_error(&error))?;
+                Ok(Answer::done())
+            }
+            Request::GetInstance => Answer::json(&InstanceInfo {
+                app_name: "Firecracker",
+                id: "i".into(),
+                state: "Not started",
+                vmm_version: "1",
+            }),
+            Request::GetVersion => Answer::json(&VersionInfo {
+                firecracker_version: "1",
+            }),
+            Request::GetMachineConfig => Answer::json(&self.0.borrow().machine_config),
+            Request::GetConfig => Answer::json(&self.0.borrow().to_full_json().unwrap()),
+            Request::Balloon(BalloonRequest::GetStatistics) => {
+                Answer::json(&BalloonStatistics::new(1, 2, [Some(3); 16]))
+            }
+            Request::Balloon(BalloonRequest::GetHinting) => Answer::json(&BalloonHinting {
+                host_cmd: 1,
+                guest_cmd: None,
+            }),
+            _ => Err(Fault::new("Not here.")),
+        }
+    }
+}
+
+#[test]
+fn answers_are_as_their_schemas_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let server = Server::bind(&socket, 1000).unwrap();
+    let controller = Box::<Machine>::default();
+    server
+        .spawn(controller, EventHub::default(), Arc::default())
+        .unwrap();
+    let client = Client::new(&socket).unwrap();
+    let check = |method: &str, path: &str, body: &str, status: u16, schema: &str| {
+        let reply = client.send(method, path, body).unwrap();
+        assert_eq!(reply.status, status, "{method} {path}: {}", reply.body);
+        let value = serde_json::from_str(&reply.body).unwrap();
+        if let Err(error) = validator(schema).validate(&value) {
+            panic!("{method} {path} {value}: {error}");
+        }
+        value
+    };
+    let get = |path: &str, schema: &str| check("GET", path, "", 200, schema);
+    // Before anything is set, and after everything is.
+    get("/vm/config", "VmConfig");
+    let parts = ENDPOINTS
+        .iter()
+        .filter(|endpoint| matches!(endpoint.when, When::BeforeStart));
+    // The metadata service needs an interface, which is behind it in the table.
+    for endpoint in parts.clone().chain(parts) {
+        client
+            .send(&method(endpoint), &path(endpoint), example(endpoint))
+            .unwrap();
+    }
+    let shown = get("/vm/config", "VmConfig");
+    assert!(shown["mmds-config"].is_object(), "{shown}");
+    assert!(shown["balloon"].is_object(), "{shown}");
+    get("/", "InstanceInfo");
+    get("/version", "VersionInfo");
+    get("/machine-config", "MachineConfig");
+    get("/balloon/statistics", "BalloonStatistics");
+    get("/balloon/hinting/status", "BalloonHinting");
+    check("GET", "/nothing", "", 400, "Fault");
+    check("PUT", "/drives/a", &" ".repeat(1001), 413, "Fault");
+    let answered = get("/openapi.json", "AnyJson");
+    assert_eq!(answered, serde_json::to_value(document()).unwrap());
+}
+
+#[test]
+fn events_are_as_their_schema_says() {
+    let event = Stamped {
+        time_ms: 1,
+        event: &MachineEvent::State { state: "Running" },
+    };
+    let validator = validator("Event");
+    let value = serde_json::to_value(event).unwrap();
+    assert!(validator.is_valid(&value), "{value}");
+    assert!(!validator.is_valid(&json!({"time_ms": 1, "event": "unheard_of"})));
 }
