@@ -9,10 +9,10 @@ TARGET := x86_64-unknown-linux-gnu
 BRUME := target/release/brume
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps guest bare demo test test-unit test-e2e bench lint fmt clean
+.PHONY: help build deps guest bare demo test test-unit test-e2e bench schemathesis lint fmt clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## Install the Debian packages that building and testing need
 	@resources/deps.sh
@@ -44,6 +44,9 @@ test-e2e: build guest bare ## Run the end-to-end tests
 
 bench: build bare ## Measure; FIRECRACKER=path measures that binary beside
 	$(CARGO) run --release --locked -p brume-tests --bin bench -- $(BENCH_ARGS)
+
+schemathesis: build bare ## Send brume what schemathesis makes up from the OpenAPI document (needs PyPI)
+	@resources/schemathesis.sh $(BRUME) $(BARE)
 
 lint: ## Check formatting and lints
 	$(CARGO) fmt --all --check

@@ -2,31 +2,11 @@
 //! Requests to the balloon, and their answers.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::fault::Fault;
 use crate::request::{Request, Section};
 use crate::route::{Parsed, configure, json};
-
-/// Names of the statistics, in the order of their tags (virtio 1.3, section 5.5.6.3, and Linux).
-const STATISTICS: [&str; 16] = [
-    "swap_in",
-    "swap_out",
-    "major_faults",
-    "minor_faults",
-    "free_memory",
-    "total_memory",
-    "available_memory",
-    "disk_caches",
-    "hugetlb_allocations",
-    "hugetlb_failures",
-    "oom_kill",
-    "alloc_stall",
-    "async_scan",
-    "direct_scan",
-    "async_reclaim",
-    "direct_reclaim",
-];
 
 /// Pages of a balloon have 4 KiB.
 const PAGES_PER_MIB: u32 = 256;
@@ -51,23 +31,25 @@ pub enum BalloonRequest {
 }
 
 /// A new size of the balloon.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonPatch {
     /// How much memory it is to take from the guest, in MiB.
+    #[schema(format = Int64, maximum = 4_294_967_295u32)]
     pub amount_mib: u32,
 }
 
 /// A new pace of the statistics.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonStatisticsPatch {
     /// How often the guest is asked, in seconds.
+    #[schema(maximum = 65_535)]
     pub stats_polling_interval_s: u16,
 }
 
 /// How a run of hints is to end.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 pub struct HintingStart {
     /// Whether the guest may use its free pages again as soon as it has named them all.
     #[serde(default = "default_acknowledge")]
@@ -86,40 +68,133 @@ fn default_acknowledge() -> bool {
     true
 }
 
-/// The answer to [`BalloonRequest::GetStatistics`]. What the guest has not told is left out.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// The answer to GET /balloon/statistics. What the guest has not told is left out.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct BalloonStatistics {
+    /// Pages of 4 KiB that the balloon is to have.
+    #[schema(format = Int64)]
     target_pages: u32,
+    /// Pages of 4 KiB that it has.
+    #[schema(format = Int64)]
     actual_pages: u32,
+    /// The same as `target_pages` in MiB.
     target_mib: u32,
+    /// The same as `actual_pages` in MiB.
     actual_mib: u32,
     #[serde(flatten)]
-    told: Map<String, Value>,
+    told: GuestStatistics,
+}
+
+/// What the guest tells, in the order of the tags (virtio 1.3, section 5.5.6.3, and Linux).
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+struct GuestStatistics {
+    /// Memory swapped in, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swap_in: Option<u64>,
+    /// Memory swapped out, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swap_out: Option<u64>,
+    /// Page faults that read from a disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    major_faults: Option<u64>,
+    /// Page faults that did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    minor_faults: Option<u64>,
+    /// Memory that is not used, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    free_memory: Option<u64>,
+    /// All memory, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_memory: Option<u64>,
+    /// Memory that a program could get without swapping, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available_memory: Option<u64>,
+    /// Memory that caches of disks hold, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk_caches: Option<u64>,
+    /// Huge pages that were given out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hugetlb_allocations: Option<u64>,
+    /// Huge pages that could not be given out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hugetlb_failures: Option<u64>,
+    /// Processes that were ended for want of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oom_kill: Option<u64>,
+    /// Times a process had to wait for memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alloc_stall: Option<u64>,
+    /// Pages that were looked at in the background.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    async_scan: Option<u64>,
+    /// Pages that were looked at while a process waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direct_scan: Option<u64>,
+    /// Pages that were taken back in the background.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    async_reclaim: Option<u64>,
+    /// Pages that were taken back while a process waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direct_reclaim: Option<u64>,
 }
 
 impl BalloonStatistics {
     /// Sizes are in pages of 4 KiB; `values` are the guest's, by their tag.
     pub fn new(target_pages: u32, actual_pages: u32, values: [Option<u64>; 16]) -> Self {
-        let told = STATISTICS
-            .iter()
-            .zip(values)
-            .filter_map(|(name, value)| Some(((*name).into(), value?.into())));
+        let [
+            swap_in,
+            swap_out,
+            major_faults,
+            minor_faults,
+            free_memory,
+            total_memory,
+            available_memory,
+            disk_caches,
+            hugetlb_allocations,
+            hugetlb_failures,
+            oom_kill,
+            alloc_stall,
+            async_scan,
+            direct_scan,
+            async_reclaim,
+            direct_reclaim,
+        ] = values;
+        let told = GuestStatistics {
+            swap_in,
+            swap_out,
+            major_faults,
+            minor_faults,
+            free_memory,
+            total_memory,
+            available_memory,
+            disk_caches,
+            hugetlb_allocations,
+            hugetlb_failures,
+            oom_kill,
+            alloc_stall,
+            async_scan,
+            direct_scan,
+            async_reclaim,
+            direct_reclaim,
+        };
         Self {
             target_pages,
             actual_pages,
             target_mib: target_pages / PAGES_PER_MIB,
             actual_mib: actual_pages / PAGES_PER_MIB,
-            told: told.collect(),
+            told,
         }
     }
 }
 
-/// The answer to [`BalloonRequest::GetHinting`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// The answer to GET /balloon/hinting/status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BalloonHinting {
     /// What the guest was told last: 0 nothing yet, 1 done, others the number of a run.
+    #[schema(format = Int64)]
     pub host_cmd: u32,
     /// What the guest has confirmed last: 0 is the end of a run.
+    #[schema(format = Int64)]
     pub guest_cmd: Option<u32>,
 }
 

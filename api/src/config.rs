@@ -24,6 +24,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 pub use balloon::Balloon;
 pub use boot_source::BootSource;
@@ -47,10 +48,11 @@ pub use vsock::Vsock;
 const FILE_LIMIT: u64 = 1 << 20;
 
 /// Everything a machine is made from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct VmConfig {
     /// Kernel, initrd and command line.
+    #[schema(value_type = Option<BootSource>)]
     pub boot_source: BootSource,
     /// Disks, in the order in which the guest finds them; a root disk comes first.
     pub drives: Vec<Drive>,

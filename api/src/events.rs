@@ -11,12 +11,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hyper::body::{Body, Bytes, Frame};
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use utoipa::ToSchema;
 
 /// How many events a client may be behind before it is left alone.
 const BACKLOG: usize = 256;
 
 /// Something that happened to a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum MachineEvent {
@@ -66,12 +67,14 @@ impl MachineEvent {
     }
 }
 
-#[derive(Serialize)]
-struct Stamped<'a> {
+/// The data of a server-sent event.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Event)]
+pub(crate) struct Stamped<'a> {
     /// Unix time in milliseconds.
-    time_ms: u64,
+    pub(crate) time_ms: u64,
     #[serde(flatten)]
-    event: &'a MachineEvent,
+    pub(crate) event: &'a MachineEvent,
 }
 
 #[derive(Default)]

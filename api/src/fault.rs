@@ -5,6 +5,7 @@ use std::error::Error;
 
 use serde::Serialize;
 use thiserror::Error;
+use utoipa::ToSchema;
 
 /// A request that failed: a status and a text for the client.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -16,8 +17,11 @@ pub struct Fault {
     pub message: String,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
+/// The body of every answer that is a refusal.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Fault)]
+pub(crate) struct FaultBody<'a> {
+    /// What is wrong, in one line.
     fault_message: &'a str,
 }
 
@@ -65,6 +69,6 @@ impl Fault {
     pub(crate) fn body(&self) -> String {
         let fault_message = &self.message;
         // A string always has a JSON form.
-        serde_json::to_string(&Body { fault_message }).unwrap_or_default()
+        serde_json::to_string(&FaultBody { fault_message }).unwrap_or_default()
     }
 }

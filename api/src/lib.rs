@@ -13,7 +13,9 @@ mod client;
 pub mod config;
 mod events;
 mod fault;
+mod instance;
 mod metrics;
+mod openapi;
 mod request;
 mod route;
 mod server;
@@ -25,6 +27,7 @@ pub use balloon::{
 pub use client::{Client, ClientError, Response};
 pub use events::{EventHub, MachineEvent};
 pub use fault::Fault;
+pub use instance::{InstanceInfo, VersionInfo};
 pub use metrics::{ApiCounts, ApiMetrics, LATENCY_BOUNDS_US, RequestCount};
 pub use request::{Answer, Controller, Reply, Request, Section};
 pub use server::{Server, ServerError};

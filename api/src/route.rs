@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use utoipa::ToSchema;
 
 use crate::balloon::parse_balloon;
 use crate::config::{
@@ -31,26 +32,28 @@ impl From<Request> for Parsed {
     }
 }
 
-#[derive(Deserialize)]
+/// The body of PUT /actions.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Action {
+pub(crate) struct Action {
     action_type: ActionType,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 enum ActionType {
     FlushMetrics,
     InstanceStart,
     SendCtrlAltDel,
 }
 
-#[derive(Deserialize)]
+/// The body of PATCH /vm.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct VmPatch {
+pub(crate) struct VmPatch {
     state: VmPatchState,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 enum VmPatchState {
     Paused,
     Resumed,
@@ -134,7 +137,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("PUT", "serial") => Ok(configure(Section::Serial(json(body)?))),
         ("PUT", "vsock") => parse_vsock(body),
         ("PATCH", "machine-config") => parse_machine_config_patch(body),
-        ("PATCH", "mmds") => Ok(Request::PatchMmds(json(body)?).into()),
+        ("PATCH", "mmds") => Ok(Request::PatchMmds(any_json(body)?).into()),
         ("PATCH", "vm") => parse_vm_patch(body),
         ("PATCH", "drives") => parse_drive_patch(second, body),
         ("PATCH", "network-interfaces") => parse_network_interface_patch(second, body),
@@ -154,7 +157,20 @@ pub(crate) fn configure(section: Section) -> Parsed {
     Request::Configure(Box::new(section)).into()
 }
 
+/// Reads a body that is an object. A list of the values of its fields would be understood too, but
+/// is a mistake.
 pub(crate) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(Fault::new(
+            "An error occurred when deserializing the json body of a request: invalid type: \
+             sequence, expected an object.",
+        ));
+    }
+    any_json(body)
+}
+
+/// Reads a body of any form.
+fn any_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(body).map_err(|error| {
         Fault::new(format!(
             "An error occurred when deserializing the json body of a request: {error}."
@@ -238,7 +254,7 @@ fn parse_vsock(body: &[u8]) -> Result<Parsed, Fault> {
 
 fn parse_mmds(part: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
     match part {
-        None => Ok(Request::PutMmds(json(body)?).into()),
+        None => Ok(Request::PutMmds(any_json(body)?).into()),
         Some("config") => {
             let config: MmdsConfig = json(body)?;
             Ok(Parsed {

@@ -29,6 +29,7 @@ use tokio::task::LocalSet;
 use crate::events::{EventBody, EventHub};
 use crate::fault::Fault;
 use crate::metrics::{ApiMetrics, Finished};
+use crate::openapi;
 use crate::request::{Answer, Controller, Reply, Request};
 use crate::route::{Parsed, parse, resource_of};
 
@@ -169,6 +170,10 @@ struct Shared {
 
 impl Shared {
     async fn carry_out(&self, request: Request) -> Result<Answer, Fault> {
+        if request == Request::GetOpenApi {
+            // It is the same for every machine.
+            return Ok(Answer::Json(openapi::json()?));
+        }
         let (reply, answer) = Reply::new();
         self.controller.call(request, reply);
         let gone = |_| Err(Fault::new("The machine has ended."));

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use brume_api::config::VmConfig;
 use brume_api::{
-    Answer, ApiMetrics, Controller, EventHub, Fault, Reply, Request as ApiRequest, Section,
+    Answer, ApiMetrics, Controller, EventHub, Fault, InstanceInfo, Reply, Request as ApiRequest,
+    Section, VersionInfo,
 };
 use brume_mmds::SharedMmds;
 use brume_virtio::net::Tap;
 use event_manager::{Error, EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
-use serde_json::json;
 
 use crate::attach;
 use crate::balloon;
@@ -76,17 +76,19 @@ impl Controller for ApiController {
 
 /// The answer to GET /
 fn instance(id: &str, state: VmState) -> Result<Answer, Fault> {
-    Answer::json(&json!({
-        "app_name": "Firecracker",
-        "id": id,
-        "state": state.name(),
-        "vmm_version": FIRECRACKER_VERSION,
-    }))
+    Answer::json(&InstanceInfo {
+        app_name: "Firecracker",
+        id: id.to_owned(),
+        state: state.name(),
+        vmm_version: FIRECRACKER_VERSION,
+    })
 }
 
 /// The answer to GET /version
 fn version() -> Result<Answer, Fault> {
-    Answer::json(&json!({ "firecracker_version": FIRECRACKER_VERSION }))
+    Answer::json(&VersionInfo {
+        firecracker_version: FIRECRACKER_VERSION,
+    })
 }
 
 /// What a machine is called and made from.

@@ -2,19 +2,22 @@
 //! The memory balloon.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ConfigError;
 
 /// A virtio memory balloon.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Balloon {
     /// How much memory it is to take from the guest, in MiB.
+    #[schema(format = Int64, maximum = 4_294_967_295u32)]
     pub amount_mib: u32,
     /// Whether the guest may take memory back when it has none left.
     pub deflate_on_oom: bool,
     /// How often the guest is asked for statistics, in seconds; zero is never.
     #[serde(default)]
+    #[schema(maximum = 65_535)]
     pub stats_polling_interval_s: u16,
     /// Whether the guest can be asked for all its free pages.
     #[serde(default)]

@@ -4,22 +4,26 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Kernel, initrd and command line.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     /// The kernel: an ELF vmlinux or a bzImage.
+    #[schema(value_type = String)]
     pub kernel_image_path: PathBuf,
     /// The initial RAM disk.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub initrd_path: Option<PathBuf>,
-    /// The kernel's command line; [`BootSource::DEFAULT_ARGS`] if left out.
+    /// The kernel's command line; Firecracker's if left out.
     #[serde(default)]
     pub boot_args: Option<String>,
     /// brume only: how to enter the kernel (`elf64`, `pvh`, `bzimage`); the file decides if left
     /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^(elf64|pvh|bzimage)$")]
     pub kernel_protocol: Option<String>,
 }
 

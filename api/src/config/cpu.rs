@@ -11,17 +11,19 @@ use std::path::Path;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
 
 pub use bits::BitMask;
 
 use super::FILE_LIMIT;
 
 /// A CPU template.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CpuConfig {
     /// Capabilities that KVM must have, or need not have.
     #[serde(default)]
+    #[schema(value_type = Option<Vec<String>>)]
     pub kvm_capabilities: Vec<KvmCapability>,
     /// Changes to CPUID leaves.
     #[serde(default)]
@@ -41,13 +43,15 @@ pub enum KvmCapability {
 }
 
 /// Changes to a CPUID leaf.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CpuidModifier {
     /// EAX of the request.
     #[serde(with = "bits::number")]
+    #[schema(value_type = String, pattern = "^0[bx][0-9a-fA-F]+$")]
     pub leaf: u32,
     /// ECX of the request.
     #[serde(with = "bits::number")]
+    #[schema(value_type = String, pattern = "^0[bx][0-9a-fA-F]+$")]
     pub subleaf: u32,
     /// The leaf's `KVM_CPUID_FLAG_`s.
     pub flags: u32,
@@ -56,17 +60,18 @@ pub struct CpuidModifier {
 }
 
 /// Changes to a register of a CPUID leaf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RegisterModifier {
     /// The register.
     #[serde(deserialize_with = "register")]
     pub register: CpuidRegister,
     /// Its bits.
+    #[schema(value_type = String, pattern = "^(0b)?[01x_]+$")]
     pub bitmap: BitMask<u32>,
 }
 
 /// A register of a CPUID leaf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "they are called so")]
 pub enum CpuidRegister {
@@ -77,12 +82,14 @@ pub enum CpuidRegister {
 }
 
 /// Changes to a model-specific register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MsrModifier {
     /// Which one.
     #[serde(with = "bits::number")]
+    #[schema(value_type = String, pattern = "^0[bx][0-9a-fA-F]+$")]
     pub addr: u32,
     /// Its bits.
+    #[schema(value_type = String, pattern = "^(0b)?[01x_]+$")]
     pub bitmap: BitMask<u64>,
 }
 

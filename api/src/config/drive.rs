@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{ConfigError, RateLimiter, check_id};
 
 /// What becomes of a guest's flush.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum CacheType {
     /// There is none: what the guest wrote may be lost if the host fails.
     #[default]
@@ -18,7 +19,7 @@ pub enum CacheType {
 }
 
 /// How the host's file is read and written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum IoEngine {
     /// One request after the other.
     #[default]
@@ -28,33 +29,40 @@ pub enum IoEngine {
 }
 
 /// A virtio block device.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     /// Its name; also the serial number that the guest sees.
+    #[schema(pattern = "^[A-Za-z0-9_]+$")]
     pub drive_id: String,
     /// The UUID of the partition that holds the root file system, if it is not the whole disk.
     #[serde(default)]
+    #[schema(pattern = "^[0-9A-Fa-f-]+$")]
     pub partuuid: Option<String>,
     /// Whether the kernel mounts it as root.
     pub is_root_device: bool,
     /// What becomes of flushes.
     #[serde(default, deserialize_with = "super::null_as_default")]
+    #[schema(value_type = Option<CacheType>)]
     pub cache_type: CacheType,
     /// Whether the guest can write to it.
     #[serde(default, deserialize_with = "super::null_as_default")]
+    #[schema(value_type = Option<bool>)]
     pub is_read_only: bool,
     /// The file or block device behind it.
     #[serde(default)]
+    #[schema(value_type = Option<String>, min_length = 1)]
     pub path_on_host: Option<PathBuf>,
     /// Limits on the traffic.
     #[serde(default)]
     pub rate_limiter: Option<RateLimiter>,
     /// How the file is accessed.
     #[serde(default, deserialize_with = "super::null_as_default")]
+    #[schema(value_type = Option<IoEngine>)]
     pub io_engine: IoEngine,
     /// The socket of a vhost-user back end; not supported yet.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub socket: Option<PathBuf>,
     /// brume only: lock the file, so that no two machines write it at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,11 +2,12 @@
 //! The entropy device.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::RateLimiter;
 
 /// A virtio entropy device.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
     /// Limits on what the guest takes.

@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// How much is logged: everything up to the level.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub enum Level {
     /// Nothing.
     Off,
@@ -47,11 +48,12 @@ impl<'de> Deserialize<'de> for Level {
 }
 
 /// The log.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Logger {
     /// The file or named pipe it is written to.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub log_path: Option<PathBuf>,
     /// How much is written.
     #[serde(default)]

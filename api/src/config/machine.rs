@@ -2,6 +2,7 @@
 //! vCPUs and memory.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ConfigError;
 
@@ -12,7 +13,7 @@ pub const MAX_VCPUS: u8 = 32;
 const MAX_MEMORY_MIB: u64 = 4 << 20;
 
 /// What the guest's memory is backed with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum HugePages {
     /// Ordinary pages.
     #[default]
@@ -35,7 +36,7 @@ impl HugePages {
 }
 
 /// Firecracker's own CPU templates for x86-64, which it has deprecated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[expect(missing_docs, reason = "they are named after machines")]
 pub enum CpuTemplate {
     C3,
@@ -55,42 +56,51 @@ impl CpuTemplate {
 }
 
 /// The machine itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
-    /// Number of vCPUs: 1 to [`MAX_VCPUS`].
+    /// Number of vCPUs: 1 to 32.
+    #[schema(minimum = 1, maximum = 32)]
     pub vcpu_count: u8,
     /// Memory in MiB; an even number with huge pages.
+    #[schema(minimum = 1, maximum = 4_194_304)]
     pub mem_size_mib: u64,
     /// Whether two vCPUs are the threads of one core.
     #[serde(default, deserialize_with = "super::null_as_default")]
+    #[schema(value_type = Option<bool>)]
     pub smt: bool,
     /// A CPU template; not supported yet, except for `None`.
     #[serde(default, skip_serializing_if = "CpuTemplate::is_none")]
+    #[schema(deprecated)]
     pub cpu_template: Option<CpuTemplate>,
     /// Whether writes to memory are tracked from the start.
     #[serde(default, deserialize_with = "super::null_as_default")]
+    #[schema(value_type = Option<bool>)]
     pub track_dirty_pages: bool,
     /// What the memory is backed with.
     #[serde(default, deserialize_with = "super::null_as_default")]
+    #[schema(value_type = Option<HugePages>)]
     pub huge_pages: HugePages,
 }
 
-/// A change of [`MachineConfig`]: what is left out stays as it is.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+/// A change of the machine: what is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfigPatch {
-    /// See [`MachineConfig::vcpu_count`].
+    /// Number of vCPUs: 1 to 32.
+    #[schema(minimum = 1, maximum = 32)]
     pub vcpu_count: Option<u8>,
-    /// See [`MachineConfig::mem_size_mib`].
+    /// Memory in MiB.
+    #[schema(minimum = 1, maximum = 4_194_304)]
     pub mem_size_mib: Option<u64>,
-    /// See [`MachineConfig::smt`].
+    /// Whether two vCPUs are the threads of one core.
     pub smt: Option<bool>,
-    /// See [`MachineConfig::cpu_template`].
+    /// A CPU template; not supported yet, except for `None`.
+    #[schema(deprecated)]
     pub cpu_template: Option<CpuTemplate>,
-    /// See [`MachineConfig::track_dirty_pages`].
+    /// Whether writes to memory are tracked from the start.
     pub track_dirty_pages: Option<bool>,
-    /// See [`MachineConfig::huge_pages`].
+    /// What the memory is backed with.
     pub huge_pages: Option<HugePages>,
 }
 

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
+use utoipa::ToSchema;
 
 use super::NetworkInterface;
 
@@ -12,7 +13,7 @@ use super::NetworkInterface;
 const DEFAULT_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// How a guest gets at the data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum MmdsVersion {
     /// By asking for it; deprecated.
     #[default]
@@ -22,16 +23,18 @@ pub enum MmdsVersion {
 }
 
 /// The metadata service, as the guest sees it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MmdsConfig {
     /// Whether a guest needs a token.
     #[serde(default)]
     pub version: MmdsVersion,
     /// The interfaces on which the guest finds the service, by their ids.
+    #[schema(min_items = 1)]
     pub network_interfaces: Vec<String>,
     /// Its address there, a link-local one.
     #[serde(default = "default_address", deserialize_with = "address_or_default")]
+    #[schema(value_type = Option<String>, format = Ipv4)]
     pub ipv4_address: Ipv4Addr,
     /// Whether answers have the form of EC2's service whatever the guest asks for.
     #[serde(default)]

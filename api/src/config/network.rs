@@ -2,6 +2,7 @@
 //! A network interface.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{ConfigError, RateLimiter, check_id};
 
@@ -9,10 +10,11 @@ use super::{ConfigError, RateLimiter, check_id};
 const MIN_MTU: u16 = 68;
 
 /// A virtio network device.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
     /// Its name.
+    #[schema(pattern = "^[A-Za-z0-9_]+$")]
     pub iface_id: String,
     /// The TAP device on the host.
     #[serde(default)]
@@ -23,9 +25,11 @@ pub struct NetworkInterface {
     pub bridge: Option<String>,
     /// The MAC address; the guest makes one up if left out.
     #[serde(default)]
+    #[schema(pattern = "^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$")]
     pub guest_mac: Option<String>,
     /// The MTU that the guest is told, in bytes.
     #[serde(default)]
+    #[schema(minimum = 68, maximum = 65_535)]
     pub mtu: Option<u16>,
     /// Limits on what the guest receives.
     #[serde(default)]

@@ -4,17 +4,20 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{ConfigError, Drive, NetworkInterface, RateLimiter};
 
 /// Changes of a drive; what is left out stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DrivePatch {
     /// Which drive.
+    #[schema(pattern = "^[A-Za-z0-9_]+$")]
     pub drive_id: String,
     /// Another image, or the same one after its size has changed.
     #[serde(default)]
+    #[schema(value_type = Option<String>, min_length = 1)]
     pub path_on_host: Option<PathBuf>,
     /// Other limits.
     #[serde(default)]
@@ -42,10 +45,11 @@ impl DrivePatch {
 }
 
 /// Changes of a network interface; what is left out stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterfacePatch {
     /// Which interface.
+    #[schema(pattern = "^[A-Za-z0-9_]+$")]
     pub iface_id: String,
     /// Other limits on what the guest receives.
     #[serde(default)]

@@ -2,22 +2,26 @@
 //! Limits on a device's traffic.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A bucket of tokens, which flow in at a steady rate and are taken out by traffic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TokenBucket {
     /// The most tokens in the bucket; 0 is no limit.
+    #[schema(maximum = 18_446_744_073_709_551_615u64)]
     pub size: u64,
     /// Tokens that can be used once, at the start.
     #[serde(default)]
+    #[schema(maximum = 18_446_744_073_709_551_615u64)]
     pub one_time_burst: Option<u64>,
     /// The time in which the bucket is filled, in milliseconds; 0 is no limit.
+    #[schema(maximum = 18_446_744_073_709_551_615u64)]
     pub refill_time: u64,
 }
 
 /// The limits on one kind of traffic. Without a bucket there is none; in a PATCH, a bucket that is
 /// left out stays as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiter {
     /// Tokens are bytes.

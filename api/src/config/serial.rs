@@ -4,17 +4,19 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::TokenBucket;
 
 /// The output of the guest's serial port. It is set by a request only: neither the configuration
 /// file nor `GET /vm/config` has it, as with Firecracker.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Serial {
     /// File or named pipe that takes the output, made if it is not there; without one it is
     /// stdout, and stdin is the input.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub serial_out_path: Option<PathBuf>,
     /// A limit on the output; its tokens are bytes, and what is over it is dropped.
     #[serde(default)]

@@ -208,6 +208,7 @@ fn refusals_have_firecrackers_texts() {
             r#"{"guest_cid": -1, "uds_path": "v"}"#,
             "invalid value",
         ),
+        ("/entropy", " [null]", "invalid type: sequence"),
         ("/logger", "\u{fffd}", "expected value"),
         ("/logger", &"[".repeat(5000), "invalid type: sequence"),
     ] {

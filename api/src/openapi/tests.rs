@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The document says what the program does, and the file beside it says what the document says.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::sync::Arc;
+
+use jsonschema::Validator;
+use serde_json::json;
+
+use super::*;
+use crate::balloon::{BalloonHinting, BalloonRequest, BalloonStatistics};
+use crate::client::Client;
+use crate::config::VmConfig;
+use crate::events::{EventHub, MachineEvent};
+use crate::instance::{InstanceInfo, VersionInfo};
+use crate::request::{Answer, Controller, Reply, Request};
+use crate::route::parse;
+use crate::server::Server;
+
+/// What is sent to `endpoint` as an example; empty if it takes nothing.
+pub(super) fn example(endpoint: &Endpoint) -> &'static str {
+    match endpoint.carries {
+        Carries::Nothing => "",
+        Carries::Value(_, example) | Carries::Optional(_, example) => example,
+    }
+}
+
+/// The path of `endpoint` with the id of its example.
+pub(super) fn path(endpoint: &Endpoint) -> String {
+    let Some((before, _)) = endpoint.path.split_once('{') else {
+        return endpoint.path.into();
+    };
+    let body: Value = serde_json::from_str(example(endpoint)).unwrap_or_default();
+    let id = body["drive_id"].as_str().or(body["iface_id"].as_str());
+    format!("{before}{}", id.unwrap_or("id"))
+}
+
+pub(super) fn method(endpoint: &Endpoint) -> String {
+    let method = serde_json::to_value(&endpoint.method).unwrap();
+    method.as_str().unwrap().to_uppercase()
+}
+
+/// Checks values against the schema `name` of the document.
+pub(super) fn validator(name: &str) -> Validator {
+    let document = serde_json::to_value(document()).unwrap();
+    let schema = json!({
+        "$ref": format!("#/components/schemas/{name}"),
+        "components": document["components"],
+    });
+    jsonschema::draft202012::new(&schema).unwrap()
+}
+
+#[test]
+fn the_file_is_the_document() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/openapi.yaml");
+    let head = "# SPDX-License-Identifier: Apache-2.0\n# Made from the types of the control API.\n";
+    let text = format!("{head}{}", yaml_serde::to_string(&document()).unwrap());
+    // To older readers of YAML it is a boolean.
+    let text = text.replace("- Off\n", "- 'Off'\n");
+    if std::env::var_os("UPDATE_OPENAPI").is_some() {
+        std::fs::write(&file, &text).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(&file).unwrap_or_default() == text,
+        "resources/openapi.yaml is not what the types say: run `UPDATE_OPENAPI=1 cargo test -p \
+         brume-api the_file_is_the_document`"
+    );
+}
+
+#[test]
+fn every_endpoint_is_routed_or_refused_as_it_says() {
+    for endpoint in &ENDPOINTS {
+        let (method, path) = (method(endpoint), path(endpoint));
+        if path == "/events" {
+            // It is answered before it is looked at.
+            continue;
+        }
+        let result = parse(&method, &path, example(endpoint).as_bytes());
+        match endpoint.gives {
+            Gives::Refusal => {
+                let text = result.unwrap_err().message;
+                assert!(text.contains("is not supported by this version"), "{text}");
+            }
+            _ => assert!(result.is_ok(), "{method} {path}: {result:?}"),
+        }
+        if let Carries::Optional(..) = endpoint.carries {
+            parse(&method, &path, b"").unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_not_in_the_document_is_unknown() {
+    let listed: Vec<_> = ENDPOINTS.iter().map(|e| (method(e), path(e))).collect();
+    for method in ["GET", "PUT", "PATCH", "DELETE", "POST", "HEAD", "OPTIONS"] {
+        for (_, path) in &listed {
+            if listed.contains(&(method.into(), path.clone())) {
+                continue;
+            }
+            // As with Firecracker, parts that mean nothing behind a path that is known are nothing.
+            let first = path.split('/').nth(1).unwrap();
+            let short = format!("/{first}");
+            let known = listed.contains(&(method.into(), short.clone()));
+            for body in ENDPOINTS.iter().map(example).chain(["", "{}"]) {
+                let result = parse(method, path, body.as_bytes());
+                let same = known && result == parse(method, &short, body.as_bytes());
+                assert!(
+                    result.is_err() || same,
+                    "{method} {path} {body}: {result:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn examples_are_as_their_schemas_say() {
+    for endpoint in &ENDPOINTS {
+        if let Carries::Value(described, example) | Carries::Optional(described, example) =
+            endpoint.carries
+        {
+            let value = serde_json::from_str(example).unwrap();
+            let validator = validator(&(described.name)());
+            if let Err(error) = validator.validate(&value) {
+                panic!("{} {example}: {error}", endpoint.path);
+            }
+        }
+    }
+}
+
+#[test]
+fn each_operation_has_a_name_of_its_own() {
+    let mut names: Vec<_> = ENDPOINTS
+        .iter()
+        .map(|endpoint| endpoint.operation_id)
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), ENDPOINTS.len());
+}
+
+/// Answers with a configuration as it is after requests for parts of it.
+#[derive(Default)]
+struct Machine(RefCell<VmConfig>);
+
+impl Controller for Machine {
+    fn call(&self, request: Request, reply: Reply) {
+        reply.send(self.answer(request));
+    }
+}
+
+impl Machine {
+    fn answer(&self, request: Request) -> Result<Answer, Fault> {
+        match request {
+            Request::Configure(section) => {
+                let applied = self.0.borrow_mut().apply(*section);
+                applied.map_err(|error| Fault::from_error(&error))?;
+                Ok(Answer::done())
+            }
+            Request::GetInstance => Answer::json(&InstanceInfo {
+                app_name: "Firecracker",
+                id: "i".into(),
+                state: "Not started",
+                vmm_version: "1",
+            }),
+            Request::GetVersion => Answer::json(&VersionInfo {
+                firecracker_version: "1",
+            }),
+            Request::GetMachineConfig => Answer::json(&self.0.borrow().machine_config),
+            Request::GetConfig => Answer::json(&self.0.borrow().to_full_json().unwrap()),
+            Request::Balloon(BalloonRequest::GetStatistics) => {
+                Answer::json(&BalloonStatistics::new(1, 2, [Some(3); 16]))
+            }
+            Request::Balloon(BalloonRequest::GetHinting) => Answer::json(&BalloonHinting {
+                host_cmd: 1,
+                guest_cmd: None,
+            }),
+            _ => Err(Fault::new("Not here.")),
+        }
+    }
+}
+
+#[test]
+fn answers_are_as_their_schemas_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let server = Server::bind(&socket, 1000).unwrap();
+    let controller = Box::<Machine>::default();
+    server
+        .spawn(controller, EventHub::default(), Arc::default())
+        .unwrap();
+    let client = Client::new(&socket).unwrap();
+    let check = |method: &str, path: &str, body: &str, status: u16, schema: &str| {
+        let reply = client.send(method, path, body).unwrap();
+        assert_eq!(reply.status, status, "{method} {path}: {}", reply.body);
+        let value = serde_json::from_str(&reply.body).unwrap();
+        if let Err(error) = validator(schema).validate(&value) {
+            panic!("{method} {path} {value}: {error}");
+        }
+        value
+    };
+    let get = |path: &str, schema: &str| check("GET", path, "", 200, schema);
+    // Before anything is set, and after everything is.
+    get("/vm/config", "VmConfig");
+    let parts = ENDPOINTS
+        .iter()
+        .filter(|endpoint| matches!(endpoint.when, When::BeforeStart));
+    // The metadata service needs an interface, which is behind it in the table.
+    for endpoint in parts.clone().chain(parts) {
+        client
+            .send(&method(endpoint), &path(endpoint), example(endpoint))
+            .unwrap();
+    }
+    let shown = get("/vm/config", "VmConfig");
+    assert!(shown["mmds-config"].is_object(), "{shown}");
+    assert!(shown["balloon"].is_object(), "{shown}");
+    get("/", "InstanceInfo");
+    get("/version", "VersionInfo");
+    get("/machine-config", "MachineConfig");
+    get("/balloon/statistics", "BalloonStatistics");
+    get("/balloon/hinting/status", "BalloonHinting");
+    check("GET", "/nothing", "", 400, "Fault");
+    check("PUT", "/drives/a", &" ".repeat(1001), 413, "Fault");
+    let answered = get("/openapi.json", "AnyJson");
+    assert_eq!(answered, serde_json::to_value(document()).unwrap());
+}
+
+#[test]
+fn events_are_as_their_schema_says() {
+    let event = Stamped {
+        time_ms: 1,
+        event: &MachineEvent::State { state: "Running" },
+    };
+    let validator = validator("Event");
+    let value = serde_json::to_value(event).unwrap();
+    assert!(validator.is_valid(&value), "{value}");
+    assert!(!validator.is_valid(&json!({"time_ms": 1, "event": "unheard_of"})));
+}
