@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use brume_api::config::{BootSource, ConfigError, Drive, VmConfig};
 use brume_boot::{
-    BootError, BootRequest, DeviceArguments, KernelProtocol, UnknownProtocol, layout,
+    BootError, BootRequest, DeviceArguments, KernelProtocol, Registers, UnknownProtocol, layout,
 };
 use brume_devices::BusError;
 use brume_virtio::VirtioDevice;
@@ -147,10 +147,6 @@ impl MachineParts {
         let output = serial::output(config.serial.as_ref(), options.console, counters.clone())?;
 
         let vm = Vm::new(&memory, machine.track_dirty_pages)?;
-        let template = config.cpu_config.clone().unwrap_or_default();
-        check_capabilities(&template.kvm_capabilities, |number| vm.has_number(number))?;
-        let mut cpuid = vm.cpuid.clone();
-        change_cpuid(&mut cpuid, &template.cpuid_modifiers)?;
         let mut buses = Buses::default();
         let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
@@ -191,28 +187,11 @@ impl MachineParts {
         )?;
         tracing::debug!("kernel loaded by {:?} at {:x?}", boot.protocol, boot.kernel);
 
-        let plan = CpuPlan {
-            supported: &cpuid,
-            vcpus: machine.vcpu_count,
-            smt: machine.smt,
-            tsc_deadline: vm.has(Cap::TscDeadlineTimer),
-            msrs: &template.msr_modifiers,
-        };
         let buses = VcpuBuses {
             pio: Arc::new(buses.pio),
             mmio: Arc::new(buses.mmio),
         };
-        let mut vcpus = Vec::new();
-        for index in 0..plan.vcpus {
-            let vcpu = vm.create_vcpu(index)?;
-            set_up(&vcpu, index, &plan, (index == 0).then_some(&boot.registers))?;
-            vcpus.push(VcpuHandle::spawn(
-                index,
-                vcpu,
-                buses.clone(),
-                sender.clone(),
-            )?);
-        }
+        let vcpus = make_vcpus(&vm, config, &boot.registers, &buses, sender)?;
         Ok(Self {
             vcpus,
             transports,
@@ -221,6 +200,35 @@ impl MachineParts {
             vm,
         })
     }
+}
+
+/// Makes the vCPUs with their threads, held; the first one starts with `registers`.
+fn make_vcpus(
+    vm: &Vm,
+    config: &VmConfig,
+    registers: &Registers,
+    buses: &VcpuBuses,
+    sender: &EventSender,
+) -> Result<Vec<VcpuHandle>, BuildError> {
+    let template = config.cpu_config.clone().unwrap_or_default();
+    check_capabilities(&template.kvm_capabilities, |number| vm.has_number(number))?;
+    let mut cpuid = vm.cpuid.clone();
+    change_cpuid(&mut cpuid, &template.cpuid_modifiers)?;
+    let plan = CpuPlan {
+        supported: &cpuid,
+        vcpus: config.machine_config.vcpu_count,
+        smt: config.machine_config.smt,
+        tsc_deadline: vm.has(Cap::TscDeadlineTimer),
+        msrs: &template.msr_modifiers,
+    };
+    let mut vcpus = Vec::new();
+    for index in 0..plan.vcpus {
+        let vcpu = vm.create_vcpu(index)?;
+        set_up(&vcpu, index, &plan, (index == 0).then_some(registers))?;
+        let handle = VcpuHandle::spawn(index, vcpu, buses.clone(), sender.clone())?;
+        vcpus.push(handle);
+    }
+    Ok(vcpus)
 }
 
 fn open_kernel(boot: &BootSource) -> Result<File, BuildError> {
