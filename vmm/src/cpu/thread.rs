@@ -165,17 +165,19 @@ impl Runner {
         if !self.wait_to_continue() {
             return None;
         }
+        // A kick from before this thread could take it is lost, but its command is in the queue.
+        let mut step = Step::LookForCommand;
         loop {
-            let step = match self.enter() {
+            step = match step {
                 Step::LookForCommand => self.obey(),
-                step => step,
-            };
-            if let Step::End(outcome) = step {
-                if let Some(VcpuOutcome::Failed(_)) = outcome {
-                    self.counters.failures.add(1);
+                Step::Enter => self.enter(),
+                Step::End(outcome) => {
+                    if let Some(VcpuOutcome::Failed(_)) = outcome {
+                        self.counters.failures.add(1);
+                    }
+                    return outcome;
                 }
-                return outcome;
-            }
+            };
         }
     }
 
