@@ -45,8 +45,8 @@ test-e2e: build guest bare ## Run the end-to-end tests
 bench: build bare ## Measure; FIRECRACKER=path measures that binary beside
 	$(CARGO) run --release --locked -p brume-tests --bin bench -- $(BENCH_ARGS)
 
-schemathesis: build bare ## Send brume what schemathesis makes up from the OpenAPI document (needs PyPI)
-	@resources/schemathesis.sh $(BRUME) $(BARE)
+schemathesis: build guest ## Send brume what schemathesis makes up from the OpenAPI document (needs PyPI)
+	@resources/schemathesis.sh $(BRUME) $(GUEST)
 
 lint: ## Check formatting and lints
 	$(CARGO) fmt --all --check

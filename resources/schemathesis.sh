@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Lets schemathesis send what it makes up from the OpenAPI document to a live brume, and checks that
-# each answer is as the document says: resources/schemathesis.sh BRUME [GUEST_ELF]
+# each answer is as the document says: resources/schemathesis.sh BRUME [GUEST_DIRECTORY]
 # First to a machine that is not started; with a guest, then to one that runs.
 # SCHEMATHESIS_ARGS has more arguments for it, such as `--seed 1` or `--max-examples 500`.
 set -euo pipefail
@@ -22,6 +22,7 @@ schemathesis=$(readlink -f "$venv/bin")/schemathesis
 # Clients choose the paths of logs, metrics and sockets: a directory that is thrown away.
 dir=$(mktemp -d)
 relay=
+status=0
 end() {
     [ -z "$relay" ] || kill "$relay" 2>/dev/null || true
     wait 2>/dev/null || true
@@ -42,17 +43,31 @@ run() {
     "$schemathesis" run "$here/openapi.yaml" --url "http://127.0.0.1:$port" \
         --wait-for-schema 10 --request-timeout 10 --header "Connection: close" \
         --phases examples,coverage,fuzzing --checks "$checks" --exclude-path /events \
-        --continue-on-failure --warnings off ${SCHEMATHESIS_ARGS:-}
-    kill "$relay"
-    # It fails if brume ended in a way of its own.
-    wait "$relay"
+        --continue-on-failure --warnings off ${SCHEMATHESIS_ARGS:-} || status=1
+    # It has failed already if brume ended in a way of its own.
+    kill "$relay" || status=1
+    wait "$relay" || status=1
     relay=
 }
 
 echo "schemathesis: a machine that is not started"
 run
 if [ -n "$guest" ]; then
-    printf '{"boot-source": {"kernel_image_path": "%s"}, "drives": []}' "$guest" >vm.json
+    # Without a root file system it comes to a panic, and stays there.
+    truncate -s 1M disk
+    args=$(sed 's/panic=-1/panic=0/' "$guest/cmdline.txt")
+    cat >vm.json <<END
+{
+    "boot-source": {"kernel_image_path": "$guest/vmlinux", "boot_args": "$args"},
+    "drives": [{"drive_id": "root", "is_root_device": true, "path_on_host": "disk"}],
+    "balloon": {
+        "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1,
+        "free_page_hinting": true
+    },
+    "entropy": {}
+}
+END
     echo "schemathesis: a machine that runs"
     run --config-file vm.json
 fi
+exit "$status"

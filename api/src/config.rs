@@ -13,6 +13,7 @@ mod machine;
 mod metrics;
 mod mmds;
 mod network;
+mod object;
 mod patch;
 mod rate_limiter;
 mod serial;

@@ -89,13 +89,17 @@ def exchange(client, brume):
     request = read_request(client)
     if not request:
         return
+    answer = b""
     with brume.connect() as api:
-        api.sendall(request)
-        # Brume closes the connection after the answer: each request asks for that.
-        answer = b""
-        while part := api.recv(65536):
-            answer += part
-            client.sendall(part)
+        try:
+            api.sendall(request)
+            # Brume closes the connection after the answer: each request asks for that.
+            while part := api.recv(65536):
+                answer += part
+        except ConnectionError as error:
+            # What did not read all of the request may still have answered it.
+            print(f"relay: {request[:80]!r}: {error}", file=sys.stderr)
+    client.sendall(answer)
     stops = request.startswith(b"PATCH /vm") and b"Stopped" in request
     if stops and answer.startswith(b"HTTP/1.1 204"):
         brume.process.wait(PATIENCE)

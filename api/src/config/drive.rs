@@ -54,7 +54,7 @@ pub struct Drive {
     #[schema(value_type = Option<String>, min_length = 1)]
     pub path_on_host: Option<PathBuf>,
     /// Limits on the traffic.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::object::object")]
     pub rate_limiter: Option<RateLimiter>,
     /// How the file is accessed.
     #[serde(default, deserialize_with = "super::null_as_default")]

@@ -11,7 +11,7 @@ use super::RateLimiter;
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
     /// Limits on what the guest takes.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::object::object")]
     pub rate_limiter: Option<RateLimiter>,
 }
 

@@ -32,10 +32,10 @@ pub struct NetworkInterface {
     #[schema(minimum = 68, maximum = 65_535)]
     pub mtu: Option<u16>,
     /// Limits on what the guest receives.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::object::object")]
     pub rx_rate_limiter: Option<RateLimiter>,
     /// Limits on what the guest sends.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::object::object")]
     pub tx_rate_limiter: Option<RateLimiter>,
 }
 

@@ -20,7 +20,7 @@ pub struct DrivePatch {
     #[schema(value_type = Option<String>, min_length = 1)]
     pub path_on_host: Option<PathBuf>,
     /// Other limits.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::object::object")]
     pub rate_limiter: Option<RateLimiter>,
 }
 
@@ -52,10 +52,10 @@ pub struct NetworkInterfacePatch {
     #[schema(pattern = "^[A-Za-z0-9_]+$")]
     pub iface_id: String,
     /// Other limits on what the guest receives.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::object::object")]
     pub rx_rate_limiter: Option<RateLimiter>,
     /// Other limits on what the guest sends.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::object::object")]
     pub tx_rate_limiter: Option<RateLimiter>,
 }
 

@@ -25,10 +25,10 @@ pub struct TokenBucket {
 #[serde(deny_unknown_fields)]
 pub struct RateLimiter {
     /// Tokens are bytes.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::object::object")]
     pub bandwidth: Option<TokenBucket>,
     /// Tokens are requests, or frames.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::object::object")]
     pub ops: Option<TokenBucket>,
 }
 

@@ -91,7 +91,12 @@ fn changed(endpoint: &Endpoint, changes: Vec<(String, Value)>) -> Value {
     body
 }
 
+/// Enough to find what is wrong in most runs, in the time that a unit test may take.
+const CASES: u32 = 64;
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
+
     #[test]
     fn nothing_makes_the_router_panic(
         method in prop_oneof![select(vec!["GET", "PUT", "PATCH", "DELETE"]).prop_map(String::from), "[A-Z]*"],
@@ -138,7 +143,7 @@ proptest! {
 /// What the document forbids is refused: by its form, or as a part that cannot be.
 #[test]
 fn what_is_taken_is_as_the_schemas_say() {
-    let mut runner = proptest::test_runner::TestRunner::default();
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(CASES));
     let validators: BTreeMap<String, _> = ENDPOINTS
         .iter()
         .flat_map(Endpoint::types)
