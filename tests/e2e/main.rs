@@ -10,6 +10,8 @@
     reason = "what does not work is a failed test"
 )]
 
+mod api;
+mod bad_clients;
 mod balloon;
 mod bare;
 mod block;
@@ -21,5 +23,7 @@ mod linux;
 mod mmds;
 mod net;
 mod pause;
+mod sdk;
+mod stall;
 mod terminal;
 mod vsock;
