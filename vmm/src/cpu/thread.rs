@@ -165,16 +165,18 @@ impl Runner {
         if !self.wait_to_continue() {
             return None;
         }
+        // A kick that came before this thread could take one is lost; its command is not.
+        let mut step = Step::LookForCommand;
         loop {
-            let step = match self.enter() {
+            step = match step {
+                Step::Enter => self.enter(),
                 Step::LookForCommand => self.obey(),
-                step => step,
-            };
-            if let Step::End(outcome) = step {
-                if let Some(VcpuOutcome::Failed(_)) = outcome {
-                    self.counters.failures.add(1);
+                Step::End(outcome) => {
+                    if let Some(VcpuOutcome::Failed(_)) = outcome {
+                        self.counters.failures.add(1);
+                    }
+                    return outcome;
                 }
-                return outcome;
             }
         }
     }
