@@ -180,7 +180,11 @@ impl Console {
     fn wait_for(&self, text: &str) {
         let start = Instant::now();
         while !self.text().contains(text) {
-            assert!(start.elapsed() < LINUX, "`{text}` did not come: {}", self.text());
+            assert!(
+                start.elapsed() < LINUX,
+                "`{text}` did not come: {}",
+                self.text()
+            );
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -298,11 +302,19 @@ fn linux_lives_its_whole_life() {
         console.send("poweroff");
         let start = Instant::now();
         while vm.get_state() != VmState::Exited {
-            assert!(start.elapsed() < SOON, "{:?}: {}", vm.get_state(), console.text());
+            assert!(
+                start.elapsed() < SOON,
+                "{:?}: {}",
+                vm.get_state(),
+                console.text()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         vm.cleanup().await.unwrap();
-        assert!(!folder.path().join("v.sock").exists(), "a socket is left behind");
+        assert!(
+            !folder.path().join("v.sock").exists(),
+            "a socket is left behind"
+        );
     });
 }
 
@@ -318,9 +330,16 @@ async fn asked_for_itself(vm: &mut Sdk) {
 }
 
 async fn stored_metadata(vm: &mut Sdk) {
-    vm.create_mmds(json!({"key": "old", "other": {"a": 1}})).await.unwrap();
-    vm.update_mmds(json!({"key": "value", "other": null})).await.unwrap();
-    assert_eq!(vm.get_mmds::<Value>().await.unwrap(), json!({"key": "value"}));
+    vm.create_mmds(json!({"key": "old", "other": {"a": 1}}))
+        .await
+        .unwrap();
+    vm.update_mmds(json!({"key": "value", "other": null}))
+        .await
+        .unwrap();
+    assert_eq!(
+        vm.get_mmds::<Value>().await.unwrap(),
+        json!({"key": "value"})
+    );
 }
 
 async fn paused_and_resumed(vm: &mut Sdk) {
@@ -376,7 +395,13 @@ async fn changed_balloon(vm: &mut Sdk) {
         stats_polling_interval_s: 5,
     };
     vm.update_balloon_statistics(pace).await.unwrap();
-    assert_eq!(vm.get_balloon_device().await.unwrap().stats_polling_interval_s, Some(5));
+    assert_eq!(
+        vm.get_balloon_device()
+            .await
+            .unwrap()
+            .stats_polling_interval_s,
+        Some(5)
+    );
 }
 
 /// The guest's driver refuses a connection, which is closed then.

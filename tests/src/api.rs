@@ -21,7 +21,6 @@ pub struct ApiVm {
     pub vm: Vm,
     /// Where it takes requests.
     pub socket: PathBuf,
-    client: Client,
     // The last to go: the program uses what is in it.
     folder: TempDir,
 }
@@ -52,16 +51,10 @@ impl ApiVm {
         // On stdout it would be between the guest's words.
         command.arg("--log-path").arg(log);
         let vm = Vm::spawn(wrap(command));
-        let client = Client::new(&socket).expect("a client");
         eventually("the API socket is there", || {
             UnixStream::connect(&socket).is_ok()
         });
-        Self {
-            vm,
-            socket,
-            client,
-            folder,
-        }
+        Self { vm, socket, folder }
     }
 
     /// A place for the machine's files.
@@ -93,7 +86,9 @@ impl ApiVm {
     /// There is no answer.
     #[track_caller]
     pub fn send(&self, method: &str, path: &str, body: &str) -> Reply {
-        let reply = self.client.send(method, path, body);
+        // A new one each time: it keeps its connection for as long as it lives, and there are few.
+        let client = Client::new(&self.socket).expect("a client");
+        let reply = client.send(method, path, body);
         reply.unwrap_or_else(|error| panic!("{method} {path}: {error}; the log:\n{}", self.log()))
     }
 
