@@ -34,12 +34,12 @@ impl Fault {
         }
     }
 
-    /// The body is larger than it may be (status 413).
-    pub fn too_large(limit: usize) -> Self {
-        Self {
-            status: 413,
-            message: format!("The request's body has more than {limit} bytes."),
-        }
+    /// The body is larger than `limit` bytes, by how much if that was said (status 413).
+    pub fn too_large(size: Option<u64>, limit: usize) -> Self {
+        let size = size.map_or(String::new(), |size| format!(" with size {size}"));
+        Self::over_limit(format!(
+            "Request payload{size} is larger than the limit of {limit} allowed by server."
+        ))
     }
 
     /// What is to be kept is larger than it may be (status 413).

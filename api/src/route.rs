@@ -226,7 +226,7 @@ fn parse_drive(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
 fn parse_network_interface(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
     let id = checked_id(id)?;
     let interface: crate::config::NetworkInterface = json(body)?;
-    same_id(id, &interface.iface_id)?;
+    same_iface_id(id, &interface.iface_id)?;
     Ok(configure(Section::NetworkInterface(interface)))
 }
 
@@ -240,7 +240,7 @@ fn parse_drive_patch(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
 fn parse_network_interface_patch(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
     let id = checked_id(id)?;
     let patch: NetworkInterfacePatch = json(body)?;
-    same_id(id, &patch.iface_id)?;
+    same_iface_id(id, &patch.iface_id)?;
     Ok(Request::PatchNetworkInterface(patch).into())
 }
 
@@ -286,6 +286,16 @@ fn same_id(path: &str, body: &str) -> Result<(), Fault> {
     Err(Fault::new(
         "The id from the path does not match the id from the body!",
     ))
+}
+
+/// Firecracker names both here, and only here.
+fn same_iface_id(path: &str, body: &str) -> Result<(), Fault> {
+    if path == body {
+        return Ok(());
+    }
+    Err(Fault::new(format!(
+        "The id from the path [{path}] does not match the id from the body [{body}]!"
+    )))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Instant;
 
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::ext::ReasonPhrase;
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::server::conn::http1;
@@ -257,9 +257,13 @@ async fn respond(request: hyper::Request<Incoming>, shared: &Shared) -> HttpResp
 }
 
 async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Fault> {
+    // What is said to be too large is not waited for.
+    if let Some(size) = body.size_hint().exact().filter(|&size| size > limit as u64) {
+        return Err(Fault::too_large(Some(size), limit));
+    }
     match Limited::new(body, limit).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Fault::too_large(limit)),
+        Err(error) if error.is::<LengthLimitError>() => Err(Fault::too_large(None, limit)),
         Err(error) => Err(Fault::new(format!(
             "The request's body cannot be read: {error}."
         ))),

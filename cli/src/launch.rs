@@ -83,7 +83,13 @@ impl Launch {
         let log = remote.log;
         let set_logger = move |logger: &Logger| {
             let result = log.as_ref().map_or(Ok(()), |log| log.set(logger));
-            result.map_err(|failure| Fault::new(failure.text()))
+            result.map_err(|failure| match &failure {
+                // The words that Firecracker's clients look for.
+                Failure::Log { path, source } => Fault::new(format!(
+                    "Logger error: Failed to open target file: {source} ({path})"
+                )),
+                _ => Fault::new(failure.text()),
+            })
         };
         let options = self.make_options(progress.clone());
         let mut instance = Instance::new(remote.description, options, Box::new(set_logger))?;

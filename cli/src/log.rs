@@ -110,6 +110,8 @@ impl RunningLog {
             .with_max_level(filter(most))
             .with_writer(self.clone())
             .event_format(Format(self.clone()))
+            // It would go to stderr, and a stderr that is closed would be a panic.
+            .log_internal_errors(false)
             .finish();
         // It fails only if there is one already, and this is called once.
         let _ = tracing::subscriber::set_global_default(subscriber);

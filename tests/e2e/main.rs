@@ -10,6 +10,8 @@
     reason = "what does not work is a failed test"
 )]
 
+mod api;
+mod bad_clients;
 mod balloon;
 mod bare;
 mod block;
@@ -23,5 +25,7 @@ mod mmds;
 mod net;
 mod parts;
 mod pause;
+mod sdk;
+mod stall;
 mod terminal;
 mod vsock;

@@ -11,6 +11,7 @@
     reason = "a harness of tests: what does not work is a failed test"
 )]
 
+pub mod api;
 pub mod artefacts;
 // The bare guest's own files, so that both sides reckon alike.
 #[allow(

@@ -40,10 +40,16 @@ impl Controls {
         let id = &patch.drive_id;
         let drive = config.drives.iter_mut().find(|drive| drive.drive_id == *id);
         let (Some(drive), Some(control)) = (drive, find(&self.drives, id)) else {
-            return Err(Fault::new(format!(
-                "Unable to patch the block device: Invalid block device ID: {id}"
-            )));
+            return Err(patch_fault(
+                "Failed perform action on device: Device not found",
+            ));
         };
+        if patch.path_on_host.is_none() && patch.rate_limiter.is_none() {
+            // In Firecracker's words: there is nothing in it that a file-backed disk takes.
+            return Err(patch_fault(
+                "Block: Running method expected different backend.",
+            ));
+        }
         let mut next = drive.clone();
         patch
             .apply(&mut next)
@@ -51,8 +57,8 @@ impl Controls {
         if let Some(path) = &patch.path_on_host {
             control.set_image(path).map_err(|error| match &error {
                 // The words that Firecracker's clients look for.
-                BlockError::Open { source, path, .. } => Fault::new(format!(
-                    "Unable to patch the block device: Error manipulating the backing file: \
+                BlockError::Open { source, path, .. } => patch_fault(&format!(
+                    "Block: Virtio backend error: Error manipulating the backing file: \
                      {source} {}",
                     path.display()
                 )),
@@ -76,9 +82,10 @@ impl Controls {
         let mut interfaces = config.network_interfaces.iter_mut();
         let interface = interfaces.find(|interface| interface.iface_id == *id);
         let (Some(interface), Some(control)) = (interface, find(&self.interfaces, id)) else {
-            return Err(Fault::new(format!(
-                "Unable to update the network interface: there is none with the ID {id}"
-            )));
+            return Err(Fault::new(
+                "Network config error: Unable to update the net device: Failed perform action on \
+                 device: Device not found",
+            ));
         };
         control.limit(limits(patch.rx_rate_limiter), limits(patch.tx_rate_limiter));
         patch.apply(interface);
@@ -107,6 +114,14 @@ impl Controls {
             "The guest does not read its keyboard, so Ctrl+Alt+Del cannot be sent.",
         ))
     }
+}
+
+/// Why a drive stays as it is.
+fn patch_fault(why: &str) -> Fault {
+    Fault::new(format!(
+        "Drive config error: Unable to patch the block device: {why} Please verify the request \
+         arguments."
+    ))
 }
 
 fn find<'a, T>(all: &'a [(String, T)], id: &str) -> Option<&'a T> {

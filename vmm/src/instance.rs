@@ -9,7 +9,6 @@
 //! ```
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -325,13 +324,14 @@ impl Instance {
                 .open_file(metrics)
                 .map_err(|error| Fault::from_error(&error))?;
         }
+        // A log that cannot be written is not to show in the configuration.
+        if let Some(logger) = logger {
+            (self.set_logger)(&logger)?;
+        }
         self.description
             .config
             .apply(section)
             .map_err(|error| Fault::from_error(&error))?;
-        if let Some(logger) = logger {
-            (self.set_logger)(&logger)?;
-        }
         Ok(Answer::done())
     }
 
@@ -357,40 +357,47 @@ impl Instance {
     fn start(&mut self) -> Result<MachineParts, Fault> {
         let config = &self.description.config;
         if config.boot_source.kernel_image_path.as_os_str().is_empty() {
-            let text = "Cannot start microvm without kernel configuration.";
-            return Err(Fault::new(text));
+            return Err(not_started(
+                "Cannot start microvm without kernel configuration.",
+            ));
         }
-        let options = (self.options)().map_err(|error| Fault::from_error(&error))?;
+        let options = (self.options)();
+        let options = options.map_err(|error| not_started(&Fault::from_error(&error).message))?;
         MachineParts::build(&self.description, options, &self.sender)
-            .map_err(|error| Fault::from_error(&error))
+            .map_err(|error| not_started(&Fault::from_error(&error).message))
     }
+}
+
+fn not_started(why: &str) -> Fault {
+    Fault::new(format!("Start microvm error: {why}"))
 }
 
 /// Opens what a part names, so that a client hears at once of a path that is wrong.
 fn check_files(section: &Section) -> Result<(), Fault> {
-    let check = |what: &str, path: &Path, named: bool| match File::open(path) {
-        Ok(_) => Ok(()),
-        Err(error) if named => Err(Fault::new(format!("{what}: {error} {}", path.display()))),
-        Err(error) => Err(Fault::new(format!("{what}: {error}"))),
-    };
     match section {
         Section::BootSource(boot) => {
-            check(
-                "The kernel file cannot be opened",
-                &boot.kernel_image_path,
-                false,
-            )?;
-            match &boot.initrd_path {
-                Some(path) => check("The initrd file cannot be opened", path, false),
-                None => Ok(()),
-            }
+            File::open(&boot.kernel_image_path).map_err(|error| {
+                let what = "Boot source error: The kernel file cannot be opened";
+                Fault::new(format!("{what}: {error}"))
+            })?;
+            let initrd = boot.initrd_path.as_ref().map(File::open);
+            initrd.transpose().map(drop).map_err(|error| {
+                let what = "Boot source error: The initrd file cannot be opened due to invalid \
+                            path or invalid permissions.";
+                Fault::new(format!("{what} {error}"))
+            })
         }
         Section::Drive(drive) => match &drive.path_on_host {
-            Some(path) => check(
-                "Unable to create the virtio block device: Error manipulating the backing file",
-                path,
-                true,
-            ),
+            Some(path) => File::options()
+                .read(true)
+                .write(!drive.is_read_only)
+                .open(path)
+                .map(drop)
+                .map_err(|error| {
+                    let what = "Drive config error: Unable to create the virtio block device: \
+                                Virtio backend error: Error manipulating the backing file";
+                    Fault::new(format!("{what}: {error} {}", path.display()))
+                }),
             None => Ok(()),
         },
         // Opened and let go: the machine opens its own when it starts.

@@ -24,7 +24,7 @@ pub(crate) const METRICS_PERIOD: Duration = Duration::from_secs(60);
 pub enum MetricsError {
     /// The file cannot be opened.
     #[error(
-        "Cannot initialize the metrics system due to bad user input: {source} ({})",
+        "Metrics error: Cannot initialize the metrics system due to bad user input: {source} ({})",
         path.display()
     )]
     Open {
@@ -36,8 +36,8 @@ pub enum MetricsError {
     },
     /// There is a file already.
     #[error(
-        "Cannot initialize the metrics system due to bad user input: Reinitialization of metrics \
-         not allowed."
+        "Metrics error: Cannot initialize the metrics system due to bad user input: \
+         Reinitialization of metrics not allowed."
     )]
     Again,
     /// There is none.

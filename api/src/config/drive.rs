@@ -21,11 +21,11 @@ pub enum CacheType {
 /// How the host's file is read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum IoEngine {
+    /// Many at a time, by io_uring.
+    Async,
     /// One request after the other.
     #[default]
     Sync,
-    /// Many at a time, by io_uring.
-    Async,
 }
 
 /// A virtio block device.

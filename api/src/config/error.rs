@@ -15,13 +15,19 @@ pub enum ConfigError {
     #[error("the configuration cannot be understood")]
     Json(#[from] serde_json::Error),
     /// More or fewer vCPUs than a machine can have.
-    #[error("{0} vCPUs were asked for; a machine has 1 to {MAX_VCPUS}")]
+    #[error(
+        "Machine config error: The number of vCPUs must be greater than 0, less than 32 and must be 1 or an even number if SMT is enabled. {0} were asked for; 1 to {MAX_VCPUS} are possible."
+    )]
     VcpuCount(u8),
     /// An odd number of vCPUs cannot be paired to cores.
-    #[error("{0} vCPUs were asked for; with `smt` their number must be even (or 1)")]
+    #[error(
+        "Machine config error: The number of vCPUs must be greater than 0, less than 32 and must be 1 or an even number if SMT is enabled. {0} were asked for."
+    )]
     OddSmt(u8),
     /// No memory, or a size beyond all limits.
-    #[error("The memory size (MiB) is either 0, or not a multiple of the configured page size.")]
+    #[error(
+        "Machine config error: The memory size (MiB) is either 0, or not a multiple of the configured page size."
+    )]
     MemorySize,
     /// A static CPU template.
     #[error(
@@ -38,7 +44,7 @@ pub enum ConfigError {
     )]
     MemoryBelowBalloon,
     /// Two drives want to be the root.
-    #[error("A root block device already exists!")]
+    #[error("Drive config error: A root block device already exists!")]
     TwoRoots,
     /// Two devices of a kind have one id.
     #[error("`{field}` \"{id}\" is used twice")]
@@ -57,7 +63,9 @@ pub enum ConfigError {
         id: String,
     },
     /// A drive without a file.
-    #[error("drive \"{0}\" names no file: set `path_on_host`")]
+    #[error(
+        "Drive config error: Unable to create the virtio block device: Invalid block config. Drive \"{0}\" names no file: set `path_on_host`"
+    )]
     NoDrivePath(String),
     /// A partition id that is none.
     #[error("drive \"{drive}\" has the partition id \"{partuuid}\", which is not a UUID")]
@@ -72,7 +80,7 @@ pub enum ConfigError {
     NetworkBackend(String),
     /// Not a MAC address.
     #[error(
-        "network interface \"{iface}\" has the MAC address \"{mac}\": six pairs of hexadecimal digits with colons are wanted, and no multicast address"
+        "The provided MAC address is invalid. Network interface \"{iface}\" has \"{mac}\": six pairs of hexadecimal digits with colons are wanted, and no multicast address"
     )]
     Mac {
         /// The interface.
@@ -81,10 +89,12 @@ pub enum ConfigError {
         mac: String,
     },
     /// Two network interfaces have one MAC address.
-    #[error("The MAC address is already in use: {0}")]
+    #[error("Network config error: The MAC address is already in use: {0}")]
     MacInUse(String),
     /// An MTU that no interface has.
-    #[error("network interface \"{iface}\" has an MTU of {mtu}; 68 to 65535 is possible")]
+    #[error(
+        "Network config error: Could not create the network device: MTU {mtu} is out of range [68, 65535] (interface \"{iface}\")"
+    )]
     Mtu {
         /// The interface.
         iface: String,

@@ -103,6 +103,12 @@ fn a_body_may_be_as_large_as_the_limit() {
     };
     assert!(put(100).starts_with("HTTP/1.1 204 "));
     assert!(put(101).starts_with("HTTP/1.1 413 "));
+    let said = b"PUT /logger HTTP/1.1\r\nContent-Length: 101\r\n\r\n";
+    let answer = server.exchange(said, "}");
+    assert!(
+        answer.contains("413") && answer.contains("with size 101 is larger"),
+        "nothing is waited for: {answer}"
+    );
     let chunked = format!(
         "PUT /logger HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n65\r\n{:101}\r\n",
         ""

@@ -16,6 +16,7 @@ mod blk;
 mod blk_bench;
 mod blk_cases;
 mod blk_check;
+mod blk_live;
 mod boot_info;
 mod clock;
 mod cmdline;

@@ -4,7 +4,7 @@
 use crate::boot_info::{self, BootInfo};
 use crate::console::{self, say};
 use crate::{
-    balloon_check, blk_bench, blk_cases, blk_check, clock, hostile, memory, mmio, net_bench,
+    balloon_check, blk_bench, blk_cases, blk_check, blk_live, clock, hostile, memory, mmio, net_bench,
     net_check, params, pattern, rng_check, vsock,
 };
 
@@ -30,6 +30,8 @@ fn run_one(step: &str, boot: &BootInfo) {
         "blk-ro" => blk_cases::read_only(),
         "blk-discard" => blk_cases::discard(),
         "blk-errors" => blk_cases::errors(),
+        "blk-resize" => blk_live::resize(),
+        "blk-two" => blk_live::two(),
         "net-echo" => net_check::echo(),
         "net-respond" => net_check::respond(),
         "net-gso" => net_check::segments(),
