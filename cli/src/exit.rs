@@ -4,6 +4,7 @@
 //! Where Firecracker has a status for it, it is Firecracker's.
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use brume_api::config::{ConfigError, ConfigFileError};
@@ -53,18 +54,15 @@ pub(crate) enum Failure {
     #[error("{0}")]
     Arguments(String),
     #[error("the log cannot be written to {path}")]
-    Log {
-        path: String,
-        source: std::io::Error,
-    },
+    Log { path: String, source: io::Error },
     #[error("the terminal and signals cannot be set up")]
-    Host(#[source] std::io::Error),
+    Host(#[source] io::Error),
     #[error(transparent)]
     Server(#[from] ServerError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("the answer cannot be printed")]
-    Output(#[source] std::io::Error),
+    Output(#[source] io::Error),
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
@@ -93,9 +91,9 @@ impl Failure {
     }
 
     /// Prints the error and says how to exit.
-    #[expect(clippy::print_stderr, reason = "this is where errors are printed")]
     pub(crate) fn report(&self) -> ExitCode {
-        eprintln!("brume: {}", self.text());
+        // The status tells it too, if nobody reads this any more.
+        let _ = writeln!(io::stderr(), "brume: {}", self.text());
         ExitCode::from(self.status())
     }
 }

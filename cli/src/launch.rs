@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From a configuration to the exit status: what both ways to start a machine share.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::thread;
@@ -168,10 +168,7 @@ fn end(ending: Ending, as_firecracker: bool) -> ExitCode {
     status_of(ending, as_firecracker)
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the person at the terminal wants to know"
-)]
+/// Tells the person at the terminal, who may have gone.
 fn announce(text: &str) {
-    eprintln!("brume: {text}");
+    let _ = writeln!(io::stderr(), "brume: {text}");
 }

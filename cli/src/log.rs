@@ -110,8 +110,6 @@ impl RunningLog {
             .with_max_level(filter(most))
             .with_writer(self.clone())
             .event_format(Format(self.clone()))
-            // It would go to stderr, and a stderr that is closed would be a panic.
-            .log_internal_errors(false)
             .finish();
         // It fails only if there is one already, and this is called once.
         let _ = tracing::subscriber::set_global_default(subscriber);
@@ -155,11 +153,14 @@ impl MakeWriter<'_> for RunningLog {
 
 impl io::Write for RunningLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.settings().sink {
-            Sink::Stdout => io::Write::write(&mut io::stdout(), bytes),
-            Sink::Stderr => io::Write::write(&mut io::stderr(), bytes),
-            Sink::File(file) => io::Write::write(&mut &*file, bytes),
-        }
+        // A line that nobody takes is lost. An error would be told on stderr, and if that is closed
+        // too, it would be a panic.
+        let _ = match &self.settings().sink {
+            Sink::Stdout => io::stdout().write_all(bytes),
+            Sink::Stderr => io::stderr().write_all(bytes),
+            Sink::File(file) => (&*file).write_all(bytes),
+        };
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -148,16 +148,19 @@ fn cpu_templates_are_taken_if_kvm_can_do_them() {
     let machine = Machine::new("bare.do=hello");
     let register = |addr: &str| json!({"msr_modifiers": [{"addr": addr, "bitmap": "0bxx"}]});
     machine.put("/cpu-config", &json!({"kvm_capabilities": ["999999"]}));
-    assert_eq!(machine.refusal(), "Missing KVM capabilities: 0xf423f");
+    let text = "Start microvm error: Missing KVM capabilities: 0xf423f";
+    assert_eq!(machine.refusal(), text);
     machine.put("/cpu-config", &register("0xabcdef"));
-    let text = "Template changes an MSR entry not supported by KVM: Register Address: abcdef";
+    let text = "Start microvm error: Template changes an MSR entry not supported by KVM: Register \
+                Address: abcdef";
     assert_eq!(machine.refusal(), text);
     let leaf = |leaf: &str| {
         json!({"cpuid_modifiers": [{"leaf": leaf, "subleaf": "0x0", "flags": 0,
             "modifiers": [{"register": "ecx", "bitmap": "0b0"}]}]})
     };
     machine.put("/cpu-config", &leaf("0xbadc0de"));
-    let text = "Template changes a CPUID entry not supported by KVM: Leaf: badc0de, Subleaf: 0";
+    let text = "Start microvm error: Template changes a CPUID entry not supported by KVM: Leaf: \
+                badc0de, Subleaf: 0";
     assert_eq!(machine.refusal(), text);
 
     let mut good = leaf("0x1");

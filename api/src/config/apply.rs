@@ -23,7 +23,8 @@ impl VmConfig {
             Section::BootSource(boot) => next.boot_source = boot,
             Section::MachineConfig(machine) => next.machine_config = machine,
             Section::MachineConfigPatch(patch) => patch.apply(&mut next.machine_config),
-            Section::Cpu(cpu) => next.cpu_config = Some(cpu),
+            // One that changes nothing is none.
+            Section::Cpu(cpu) => next.cpu_config = Some(cpu).filter(|cpu| !cpu.is_empty()),
             Section::Drive(drive) => {
                 put(&mut next.drives, drive, |drive| &drive.drive_id);
             }

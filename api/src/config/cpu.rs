@@ -33,6 +33,13 @@ pub struct CpuConfig {
     pub msr_modifiers: Vec<MsrModifier>,
 }
 
+impl CpuConfig {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A capability of KVM, by its number; with a `!` before it, it is not asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvmCapability {
