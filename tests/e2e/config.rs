@@ -145,11 +145,11 @@ fn a_file_that_is_wrong_is_refused_by_name_and_place() {
         ),
         (
             json!({"machine-config": {"vcpu_count": 0, "mem_size_mib": 8}}),
-            "0 vCPUs",
+            "0 were asked for",
         ),
         (
             json!({"machine-config": {"vcpu_count": 33, "mem_size_mib": 8}}),
-            "33 vCPUs",
+            "33 were asked for",
         ),
         (
             json!({"machine-config": {"vcpu_count": 1, "mem_size_mib": 0}}),

@@ -154,12 +154,12 @@ fn machines_that_cannot_be() {
     refused(
         bare_with(&["--cpus", "0"]),
         BAD_CONFIGURATION,
-        &["0 vCPUs", "1 to 32"],
+        &["0 were asked for", "1 to 32"],
     );
     refused(
         bare_with(&["--cpus", "33"]),
         BAD_CONFIGURATION,
-        &["33 vCPUs", "1 to 32"],
+        &["33 were asked for", "1 to 32"],
     );
     refused(
         bare_with(&["--cpus", "3", "--smt"]),

@@ -68,7 +68,8 @@ fn echo(stream: &mut UnixStream, len: usize) {
 
 fn end(process: Vm, socket: &Path) -> Outcome {
     let outcome = process.wait(SOON);
-    assert!(!socket.exists(), "the socket is left behind");
+    // Firecracker's clients remove it, and miss it if it is gone.
+    assert!(socket.exists());
     outcome
 }
 

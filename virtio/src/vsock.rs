@@ -27,6 +27,7 @@ mod watch;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
@@ -34,7 +35,8 @@ use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
 use crate::queue::QueueState;
 use crate::worker::Worker;
 
-pub use counters::{VsockCounters, VsockCounts};
+use counters::VsockCounters;
+pub use counters::VsockCounts;
 
 use listener::Listener;
 use muxer::{MAX_CONNECTIONS, Muxer};
@@ -91,10 +93,30 @@ enum VsockStartError {
     Thread(#[source] io::Error),
 }
 
+/// Tells what a socket device has counted. Clones are for the same device.
+#[derive(Clone, Debug)]
+pub struct VsockControl {
+    counters: Arc<VsockCounters>,
+    socket_stays: Arc<AtomicBool>,
+}
+
+impl VsockControl {
+    /// What the device has counted so far.
+    pub fn counts(&self) -> VsockCounts {
+        self.counters.get()
+    }
+
+    /// Leaves the socket's file where it is when the device is gone, as Firecracker does, whose
+    /// clients remove it themselves. Without this it is removed.
+    pub fn leave_socket(&self) {
+        self.socket_stays.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A socket device.
 pub struct Vsock {
     guest_cid: u32,
-    counters: Arc<VsockCounters>,
+    control: VsockControl,
     /// The connections, while the device does not run.
     muxer: Option<Muxer>,
     owes_reset: bool,
@@ -124,19 +146,23 @@ impl Vsock {
             );
         }
         let counters = Arc::<VsockCounters>::default();
-        let muxer = Muxer::new(cid.into(), listener, counters.clone()).map_err(VsockError::Host)?;
+        let control = VsockControl {
+            counters: counters.clone(),
+            socket_stays: listener.stays(),
+        };
+        let muxer = Muxer::new(cid.into(), listener, counters).map_err(VsockError::Host)?;
         Ok(Self {
             guest_cid: cid,
-            counters,
+            control,
             muxer: Some(muxer),
             owes_reset: false,
             worker: None,
         })
     }
 
-    /// What the device has counted so far; goes on counting.
-    pub fn counters(&self) -> Arc<VsockCounters> {
-        self.counters.clone()
+    /// A way to see what the device counts, and to say what becomes of its socket.
+    pub fn control(&self) -> VsockControl {
+        self.control.clone()
     }
 
     /// Has the guest told, when the device starts next, that all its connections are gone and that
@@ -180,8 +206,8 @@ impl VirtioDevice for Vsock {
         let muxer = self.muxer.take().ok_or(VsockStartError::Lost)?;
         let server = Server {
             kicks: [rx.kick, tx.kick, events.kick],
-            rx: Rx::new(rx.queue, &memory, self.counters.clone()),
-            tx: Tx::new(tx.queue, &memory, self.counters.clone()),
+            rx: Rx::new(rx.queue, &memory, self.control.counters.clone()),
+            tx: Tx::new(tx.queue, &memory, self.control.counters.clone()),
             events: Events {
                 queue: events.queue,
                 memory,

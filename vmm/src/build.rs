@@ -308,7 +308,7 @@ fn open_devices(description: &Description) -> Result<(Vec<NamedDevice>, Controls
     }
     if let Some(config) = &config.vsock {
         let vsock = attach::open_vsock(config)?;
-        controls.vsock = Some(vsock.counters());
+        controls.vsock = Some(vsock.control());
         add("vsock", Box::new(vsock));
     }
     if let Some(config) = &config.entropy {

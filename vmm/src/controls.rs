@@ -11,7 +11,7 @@ use brume_virtio::balloon::BalloonControl;
 use brume_virtio::block::{BlockControl, BlockError};
 use brume_virtio::net::NetControl;
 use brume_virtio::rng::RngControl;
-use brume_virtio::vsock::VsockCounters;
+use brume_virtio::vsock::VsockControl;
 
 use crate::attach::limits;
 
@@ -24,7 +24,7 @@ pub(crate) struct Controls {
     pub(crate) interfaces: Vec<(String, NetControl)>,
     pub(crate) balloon: Option<BalloonControl>,
     pub(crate) entropy: Option<RngControl>,
-    pub(crate) vsock: Option<Arc<VsockCounters>>,
+    pub(crate) vsock: Option<VsockControl>,
     pub(crate) keyboard: Option<Arc<Mutex<I8042>>>,
     pub(crate) keyboard_counters: Arc<I8042Counters>,
     pub(crate) serial: Arc<SerialCounters>,

@@ -307,6 +307,8 @@ impl Instance {
             ApiRequest::GetMetrics => Ok(Answer::Metrics(metrics::text(&self.counts()))),
             ApiRequest::Start => {
                 *built = Some(self.start()?);
+                // It is as good as running for whoever hears that it was started.
+                self.telemetry.state.set(VmState::Running);
                 Ok(Answer::done())
             }
             _ => Err(Fault::new(TOO_EARLY)),

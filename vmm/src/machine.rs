@@ -14,6 +14,7 @@ use brume_devices::GuestEvent;
 use brume_virtio::balloon::BalloonControl;
 use brume_virtio::rng::RngControl;
 use brume_virtio::transport::{RunningQueues, TransportCore};
+use brume_virtio::vsock::VsockControl;
 use event_manager::{Error, EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
@@ -163,6 +164,10 @@ impl Machine {
         // Only a machine that was never started can be run.
         if let Ok(next) = self.state.next(VmEvent::Start) {
             self.enter(next);
+            // From now on it is for the clients of the machine to remove, as at Firecracker.
+            if let Some(vsock) = &self.controls.vsock {
+                vsock.leave_socket();
+            }
             self.vcpus.iter().for_each(VcpuHandle::proceed);
             self.write_metrics();
         }
@@ -213,7 +218,7 @@ impl Machine {
                 .map(|(id, control)| (id.clone(), control.counts()))
                 .collect(),
             balloon: controls.balloon.as_ref().map(ballooned),
-            vsock: controls.vsock.as_ref().map(|vsock| vsock.get()),
+            vsock: controls.vsock.as_ref().map(VsockControl::counts),
             entropy: controls.entropy.as_ref().map(RngControl::counts),
             mmds: mmds::counts(&self.description.mmds),
             serial: serial.clone(),

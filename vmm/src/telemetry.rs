@@ -86,7 +86,7 @@ impl SharedState {
         Self::ALL.get(at).copied().unwrap_or(VmState::NotStarted)
     }
 
-    fn set(&self, state: VmState) {
+    pub(crate) fn set(&self, state: VmState) {
         let numbers = (0..).zip(Self::ALL);
         for (number, other) in numbers {
             if other == state {

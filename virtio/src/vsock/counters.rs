@@ -5,7 +5,7 @@ use brume_devices::Counter;
 
 /// The running counters of a device.
 #[derive(Debug, Default)]
-pub struct VsockCounters {
+pub(super) struct VsockCounters {
     pub(super) rx_packets: Counter,
     pub(super) rx_bytes: Counter,
     pub(super) tx_packets: Counter,
@@ -45,7 +45,7 @@ pub struct VsockCounts {
 
 impl VsockCounters {
     /// The values at this moment; they need not be of the same instant.
-    pub fn get(&self) -> VsockCounts {
+    pub(super) fn get(&self) -> VsockCounts {
         VsockCounts {
             rx_packets: self.rx_packets.get(),
             rx_bytes: self.rx_bytes.get(),

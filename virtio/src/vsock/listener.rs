@@ -9,6 +9,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::packet::PORT_ANY;
 use super::socket;
@@ -23,6 +25,8 @@ pub(super) struct Listener {
     path: PathBuf,
     /// Device and number of the file, to remove no other.
     file: Option<(u64, u64)>,
+    /// Whether the file stays.
+    stays: Arc<AtomicBool>,
 }
 
 impl Listener {
@@ -33,9 +37,15 @@ impl Listener {
             socket,
             path: path.into(),
             file: file_at(path),
+            stays: Arc::default(),
         };
         listener.socket.set_nonblocking(true)?;
         Ok(listener)
+    }
+
+    /// Set for the file to stay when this is dropped.
+    pub(super) fn stays(&self) -> Arc<AtomicBool> {
+        self.stays.clone()
     }
 
     pub(super) fn socket(&self) -> &UnixListener {
@@ -59,7 +69,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if self.file.is_some() && self.file == file_at(&self.path) {
+        let stays = self.stays.load(Ordering::Relaxed);
+        if !stays && self.file.is_some() && self.file == file_at(&self.path) {
             // If it cannot be removed, nobody is left to be told.
             let _ = fs::remove_file(&self.path);
         }

@@ -36,7 +36,7 @@ fn packets_without_a_connection_are_reset() {
     }
     guest.send(&peer.header(op::RST, 0), &[]);
     guest.expect_nothing();
-    let counts = guest.device.counters().get();
+    let counts = guest.device.control().counts();
     assert_eq!((counts.bad_packets, counts.connections_refused), (count, 1));
 }
 
@@ -86,7 +86,7 @@ fn addresses_that_are_none_are_reset_or_ignored() {
             guest.expect_nothing();
         }
     }
-    assert_eq!(guest.device.counters().get().connections_added, 0);
+    assert_eq!(guest.device.control().counts().connections_added, 0);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn more_than_the_credit_ends_the_connection() {
         peer.send(&mut guest, &chunk);
     }
     while guest.next().0.op != op::RST {}
-    assert_eq!(guest.device.counters().get().connections_removed, 1);
+    assert_eq!(guest.device.control().counts().connections_removed, 1);
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn chains_that_hold_no_packet_are_given_back_empty() {
         },
     });
     assert_eq!(used, expected);
-    assert_eq!(guest.device.counters().get().bad_chains, 8);
+    assert_eq!(guest.device.control().counts().bad_chains, 8);
     assert!(!guest.signals.is_reset_needed());
 }
 
@@ -315,12 +315,12 @@ fn requests_and_resets_without_end_leave_nothing_behind() {
     guest.give_buffers(64);
     // Whatever could not be said of them is forgotten with them.
     let start = Instant::now();
-    while guest.device.counters().get().tx_packets < 4000 {
+    while guest.device.control().counts().tx_packets < 4000 {
         assert!(start.elapsed() < SOON);
         while guest.tx.take_used().is_some() {}
         while listener.accept().is_ok() {}
     }
-    let counts = guest.device.counters().get();
+    let counts = guest.device.control().counts();
     assert_eq!(counts.connections_added, counts.connections_removed);
     assert_eq!(counts.connections_added + counts.connections_refused, 2000);
 }
@@ -352,5 +352,5 @@ fn clients_that_say_something_else_are_sent_away() {
     }
     let peer = guest.accept(5);
     assert_eq!(peer.guest_port, 5);
-    assert_eq!(guest.device.counters().get().connections_added, 1);
+    assert_eq!(guest.device.control().counts().connections_added, 1);
 }

@@ -218,7 +218,7 @@ fn the_guests_last_bytes_reach_a_slow_host_before_the_end() {
     header.flags = NO_MORE;
     guest.send(&header, &[]);
     let start = Instant::now();
-    while guest.device.counters().get().tx_packets < 6 {
+    while guest.device.control().counts().tx_packets < 6 {
         assert!(start.elapsed() < SOON);
     }
     assert!(peer.read(data.len()) == data);
@@ -237,7 +237,7 @@ fn a_host_that_closes_is_the_end_after_all_that_it_sent() {
     assert_eq!(guest.expect(op::SHUTDOWN).flags, NO_MORE);
     // A guest that does not confirm is reset after a while.
     guest.expect(op::RST);
-    let counts = guest.device.counters().get();
+    let counts = guest.device.control().counts();
     assert_eq!(
         (counts.connections_killed, counts.connections_removed),
         (1, 1)
@@ -257,7 +257,7 @@ fn a_reset_in_the_middle_of_a_transfer_ends_it_on_the_host() {
     guest.send(&peer.header(op::RST, 0), &[]);
     writer.join().unwrap();
     let start = Instant::now();
-    while guest.device.counters().get().connections_removed == 0 {
+    while guest.device.control().counts().connections_removed == 0 {
         assert!(start.elapsed() < SOON);
     }
     guest.inbox.clear();
