@@ -15,6 +15,7 @@ mod events;
 mod fault;
 mod instance;
 mod metrics;
+#[cfg(test)]
 mod openapi;
 mod request;
 mod route;

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The OpenAPI document of the control API. Paths come from the table of endpoints, schemas from
 //! the types that requests are read into and answers are written from.
+//!
+//! It is made by the tests, which see to it that the files with it, `resources/openapi.yaml` for
+//! people and `document.json` here for the program, are what the types say. So a machine has no
+//! code for it, which would be in the memory of each.
 
 mod endpoints;
 
@@ -23,7 +27,7 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::events::Stamped;
-use crate::fault::{Fault, FaultBody};
+use crate::fault::FaultBody;
 use endpoints::ENDPOINTS;
 
 /// What a client finds under the schemas of the document.
@@ -47,15 +51,6 @@ const REFUSALS: [(&str, &str, &str); 3] = [
         "Others use all connections that there may be.",
     ),
 ];
-
-/// The document as JSON. It is made anew for each call, so that it costs nothing until then.
-///
-/// # Errors
-///
-/// It has no JSON form.
-pub(crate) fn json() -> Result<String, Fault> {
-    serde_json::to_string(&document()).map_err(|error| Fault::from_error(&error))
-}
 
 /// When an endpoint can be used.
 #[derive(Clone, Copy, Debug)]

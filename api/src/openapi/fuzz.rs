@@ -7,6 +7,7 @@ use proptest::sample::select;
 
 use super::tests::{example, method, path, validator};
 use super::*;
+use crate::fault::Fault;
 use crate::request::Request;
 use crate::route::{Parsed, parse};
 

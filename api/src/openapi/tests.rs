@@ -13,6 +13,7 @@ use crate::balloon::{BalloonHinting, BalloonRequest, BalloonStatistics};
 use crate::client::Client;
 use crate::config::VmConfig;
 use crate::events::{EventHub, MachineEvent};
+use crate::fault::Fault;
 use crate::instance::{InstanceInfo, VersionInfo};
 use crate::request::{Answer, Controller, Reply, Request};
 use crate::route::parse;
@@ -52,20 +53,27 @@ pub(super) fn validator(name: &str) -> Validator {
 }
 
 #[test]
-fn the_file_is_the_document() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/openapi.yaml");
+fn the_files_are_the_document() {
     let head = "# SPDX-License-Identifier: Apache-2.0\n# Made from the types of the control API.\n";
-    let text = format!("{head}{}", yaml_serde::to_string(&document()).unwrap());
+    let yaml = format!("{head}{}", yaml_serde::to_string(&document()).unwrap());
     // To older readers of YAML it is a boolean.
-    let text = text.replace("- Off\n", "- 'Off'\n");
-    if std::env::var_os("UPDATE_OPENAPI").is_some() {
-        std::fs::write(&file, &text).unwrap();
+    let yaml = yaml.replace("- Off\n", "- 'Off'\n");
+    let json = serde_json::to_string(&document()).unwrap();
+    let files = [
+        ("../resources/openapi.yaml", yaml),
+        ("src/openapi/document.json", json),
+    ];
+    for (name, text) in files {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            std::fs::write(&file, &text).unwrap();
+        }
+        assert!(
+            std::fs::read_to_string(&file).unwrap_or_default() == text,
+            "{name} is not what the types say: run `UPDATE_OPENAPI=1 cargo test -p brume-api \
+             the_files_are_the_document`"
+        );
     }
-    assert!(
-        std::fs::read_to_string(&file).unwrap_or_default() == text,
-        "resources/openapi.yaml is not what the types say: run `UPDATE_OPENAPI=1 cargo test -p \
-         brume-api the_file_is_the_document`"
-    );
 }
 
 #[test]
