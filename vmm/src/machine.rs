@@ -355,7 +355,12 @@ impl Machine {
                 self.tell_changed(patch.iface_id);
             }
             ApiRequest::Balloon(request) => {
-                return balloon::call(&request, &self.controls, &mut self.description.config);
+                let config = &mut self.description.config;
+                let answer = balloon::call(&request, &self.controls, config)?;
+                if answer == Answer::Nothing {
+                    self.tell_changed("balloon".into());
+                }
+                return Ok(answer);
             }
             _ => return Err(too_late()),
         }
