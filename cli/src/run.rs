@@ -57,12 +57,19 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
     };
     match socket {
         None => launch.run(description),
-        Some(path) => launch.serve(Remote {
-            description,
-            complete: true,
-            server: Server::bind(&path, DEFAULT_BODY_LIMIT)?,
-            log: None,
-        }),
+        Some(path) => {
+            let server = Server::bind(&path, DEFAULT_BODY_LIMIT)?;
+            let status = launch.serve(Remote {
+                description,
+                complete: true,
+                server,
+                log: None,
+            });
+            // It is ours; a person would wonder what it is for. If it cannot be removed, that is
+            // no reason to end otherwise.
+            let _ = fs::remove_file(&path);
+            status
+        }
     }
 }
 
