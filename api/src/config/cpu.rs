@@ -73,7 +73,7 @@ pub struct RegisterModifier {
     #[serde(deserialize_with = "register")]
     pub register: CpuidRegister,
     /// Its bits.
-    #[schema(value_type = String, pattern = "^(0b)?[01x_]+$")]
+    #[schema(value_type = String, pattern = "^(0b)?[01x_]*$")]
     pub bitmap: BitMask<u32>,
 }
 
@@ -96,7 +96,7 @@ pub struct MsrModifier {
     #[schema(value_type = String, pattern = "^0[bx][0-9a-fA-F]+$")]
     pub addr: u32,
     /// Its bits.
-    #[schema(value_type = String, pattern = "^(0b)?[01x_]+$")]
+    #[schema(value_type = String, pattern = "^(0b)?[01x_]*$")]
     pub bitmap: BitMask<u64>,
 }
 
