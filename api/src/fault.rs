@@ -25,6 +25,21 @@ pub(crate) struct FaultBody<'a> {
     fault_message: &'a str,
 }
 
+/// `error` and its causes on one line; what a cause repeats of its effect is left out.
+pub fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+    text
+}
+
 impl Fault {
     /// The request is bad, or comes at the wrong time (status 400).
     pub fn new(message: impl Into<String>) -> Self {
@@ -52,17 +67,7 @@ impl Fault {
 
     /// `error` with all its causes; what a cause repeats of its effect is left out.
     pub fn from_error(error: &(dyn Error + 'static)) -> Self {
-        let mut text = error.to_string();
-        let mut next = error.source();
-        while let Some(source) = next {
-            let cause = source.to_string();
-            if !text.contains(&cause) {
-                text.push_str(": ");
-                text.push_str(&cause);
-            }
-            next = source.source();
-        }
-        Self::new(text)
+        Self::new(with_causes(error))
     }
 
     /// The body that carries it.

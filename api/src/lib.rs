@@ -27,7 +27,7 @@ pub use balloon::{
 };
 pub use client::{Client, ClientError, Response};
 pub use events::{EventHub, MachineEvent};
-pub use fault::Fault;
+pub use fault::{Fault, with_causes};
 pub use instance::{InstanceInfo, VersionInfo};
 pub use metrics::{ApiCounts, ApiMetrics, LATENCY_BOUNDS_US, RequestCount};
 pub use request::{Answer, Controller, Reply, Request, Section};

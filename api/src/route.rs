@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 
 use crate::balloon::parse_balloon;
 use crate::config::{
-    DrivePatch, MachineConfigPatch, MmdsConfig, MmdsVersion, NetworkInterfacePatch,
+    Drive, DrivePatch, MachineConfigPatch, MmdsConfig, MmdsVersion, NetworkInterface,
+    NetworkInterfacePatch,
 };
 use crate::fault::Fault;
 use crate::request::{Request, Section};
@@ -216,31 +217,36 @@ fn parse_machine_config_patch(body: &[u8]) -> Result<Parsed, Fault> {
     })
 }
 
-fn parse_drive(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
+/// Reads a body whose id, which `own_id` finds in it, has to be that of the path.
+fn with_id<T: DeserializeOwned>(
+    id: Option<&str>,
+    body: &[u8],
+    own_id: fn(&T) -> &String,
+    same: fn(&str, &str) -> Result<(), Fault>,
+) -> Result<T, Fault> {
     let id = checked_id(id)?;
-    let drive: crate::config::Drive = json(body)?;
-    same_id(id, &drive.drive_id)?;
+    let part: T = json(body)?;
+    same(id, own_id(&part))?;
+    Ok(part)
+}
+
+fn parse_drive(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
+    let drive = with_id::<Drive>(id, body, |drive| &drive.drive_id, same_id)?;
     Ok(configure(Section::Drive(drive)))
 }
 
 fn parse_network_interface(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
-    let id = checked_id(id)?;
-    let interface: crate::config::NetworkInterface = json(body)?;
-    same_iface_id(id, &interface.iface_id)?;
+    let interface = with_id::<NetworkInterface>(id, body, |net| &net.iface_id, same_iface_id)?;
     Ok(configure(Section::NetworkInterface(interface)))
 }
 
 fn parse_drive_patch(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
-    let id = checked_id(id)?;
-    let patch: DrivePatch = json(body)?;
-    same_id(id, &patch.drive_id)?;
+    let patch = with_id::<DrivePatch>(id, body, |patch| &patch.drive_id, same_id)?;
     Ok(Request::PatchDrive(patch).into())
 }
 
 fn parse_network_interface_patch(id: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
-    let id = checked_id(id)?;
-    let patch: NetworkInterfacePatch = json(body)?;
-    same_iface_id(id, &patch.iface_id)?;
+    let patch = with_id::<NetworkInterfacePatch>(id, body, |net| &net.iface_id, same_iface_id)?;
     Ok(Request::PatchNetworkInterface(patch).into())
 }
 

@@ -3,12 +3,11 @@
 //!
 //! Where Firecracker has a status for it, it is Firecracker's.
 
-use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use brume_api::config::{ConfigError, ConfigFileError};
-use brume_api::{ClientError, ServerError};
+use brume_api::{ClientError, ServerError, with_causes};
 use brume_vmm::{BuildError, Ending, KvmError, RunError, StopReason, VcpuFailure};
 use thiserror::Error;
 
@@ -87,7 +86,7 @@ impl Failure {
 
     /// The error with all its causes, on one line unless it has a report.
     pub(crate) fn text(&self) -> String {
-        chain(self)
+        with_causes(self)
     }
 
     /// Prints the error and says how to exit.
@@ -96,21 +95,6 @@ impl Failure {
         let _ = writeln!(io::stderr(), "brume: {}", self.text());
         ExitCode::from(self.status())
     }
-}
-
-/// An error and its causes; what a cause repeats of its effect is left out.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let cause = source.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = source.source();
-    }
-    text
 }
 
 /// The exit status for a machine that came to an orderly end.

@@ -6,15 +6,15 @@
 //! ```
 
 use std::fmt::{self, Write as _};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use brume_api::config::{Level, Logger};
+use brume_vmm::open_lines;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
@@ -83,16 +83,8 @@ impl Log {
     }
 }
 
-/// Opens a file or named pipe, which a reader need not have opened yet.
 fn open(path: &Path) -> Result<Sink, Failure> {
-    // Opening a pipe for reading too does not wait for a reader; and a reader that is slow must
-    // not stop the machine.
-    OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
+    open_lines(path)
         .map(Sink::File)
         .map_err(|source| Failure::Log {
             path: path.display().to_string(),

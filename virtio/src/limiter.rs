@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::queue::{Chain, Queue, QueueError};
+
 /// What a bucket holds and how fast it fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BucketLimits {
@@ -236,6 +238,39 @@ impl AsRawFd for Limiter {
     /// The timer, which a worker has to wait for, edge-triggered.
     fn as_raw_fd(&self) -> RawFd {
         self.timer_fd
+    }
+}
+
+/// The way from a queue to its worker, past a limiter.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    /// Whether a chain was left in the queue.
+    closed: bool,
+}
+
+impl Gate {
+    /// Takes the next chain, if there is one and the limiter admits it.
+    pub(crate) fn pop(
+        &mut self,
+        limiter: &Limiter,
+        queue: &mut Queue,
+        chain: &mut Chain,
+    ) -> Result<bool, QueueError> {
+        self.closed = false;
+        if !queue.pop(chain)? {
+            return Ok(false);
+        }
+        if !limiter.admits() {
+            queue.undo_pop();
+            self.closed = true;
+        }
+        Ok(!self.closed)
+    }
+
+    /// Asks for notifications; whether there is a chain to take already. What was left in the
+    /// queue is not: it is there to be taken when the limiter's timer wakes the worker.
+    pub(crate) fn enable_kicks(&self, queue: &mut Queue) -> Result<bool, QueueError> {
+        Ok(!self.closed && queue.enable_kicks()?)
     }
 }
 

@@ -18,7 +18,7 @@ use vm_memory::GuestMemoryError;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
-use crate::limiter::{Limiter, LimiterUpdate};
+use crate::limiter::{Gate, Limiter, LimiterUpdate};
 use crate::queue::{Chain, Queue, QueueState};
 use crate::signals::DeviceSignals;
 use crate::worker::{Backend, Worker};
@@ -150,7 +150,7 @@ impl VirtioDevice for Rng {
             chain: Chain::new(),
             piece: vec![0; PIECE].into(),
             shared: self.shared.clone(),
-            throttled: false,
+            gate: Gate::default(),
             signals: signals.clone(),
         };
         let worker = Worker::spawn("rng", backend, signals).map_err(RngStartError::Thread)?;
@@ -176,8 +176,7 @@ struct RngBackend {
     chain: Chain,
     piece: Box<[u8]>,
     shared: Arc<Shared>,
-    /// Whether the rate limiter holds requests back.
-    throttled: bool,
+    gate: Gate,
     signals: DeviceSignals,
 }
 
@@ -219,14 +218,9 @@ impl Backend for RngBackend {
 
     fn process(&mut self) -> Result<bool, StartError> {
         let mut any = false;
-        self.throttled = false;
         for _ in 0..BATCH {
-            if !self.queue.pop(&mut self.chain)? {
-                break;
-            }
-            if !self.shared.limiter.admits() {
-                self.queue.undo_pop();
-                self.throttled = true;
+            let limiter = &self.shared.limiter;
+            if !self.gate.pop(limiter, &mut self.queue, &mut self.chain)? {
                 break;
             }
             any = true;
@@ -246,8 +240,7 @@ impl Backend for RngBackend {
     }
 
     fn arm(&mut self) -> Result<bool, StartError> {
-        // What the limiter holds back is there to be taken when its timer wakes us.
-        Ok(!self.throttled && self.queue.enable_kicks()?)
+        Ok(self.gate.enable_kicks(&mut self.queue)?)
     }
 
     fn disarm(&mut self) -> Result<(), StartError> {

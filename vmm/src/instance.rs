@@ -29,7 +29,7 @@ use crate::event::{
 };
 use crate::lifecycle::VmState;
 use crate::machine::{Machine, MachineParts, RunError, WakeUp};
-use crate::metrics::{self, Counts, host_use};
+use crate::metrics::{self, Counts};
 use crate::mmds;
 use crate::telemetry::{SharedState, Telemetry};
 
@@ -338,22 +338,8 @@ impl Instance {
     }
 
     fn counts(&self) -> Counts {
-        Counts {
-            state: VmState::NotStarted,
-            api: self.telemetry.api.get(),
-            times: self.telemetry.times,
-            memory_bytes: self.description.config.machine_config.memory_bytes(),
-            vcpus: Vec::new(),
-            drives: Vec::new(),
-            interfaces: Vec::new(),
-            balloon: None,
-            vsock: None,
-            entropy: None,
-            mmds: mmds::counts(&self.description.mmds),
-            serial: Arc::default(),
-            keyboard: Arc::default(),
-            host: host_use(),
-        }
+        self.telemetry
+            .counts(&self.description, VmState::NotStarted)
     }
 
     fn start(&mut self) -> Result<MachineParts, Fault> {

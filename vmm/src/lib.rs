@@ -36,4 +36,4 @@ pub use lifecycle::{IllegalTransition, VmEvent, VmState};
 pub use machine::{Ending, Machine, RunError};
 pub use memory::MemoryError;
 pub use serial::SerialError;
-pub use telemetry::MetricsError;
+pub use telemetry::{MetricsError, open_lines};

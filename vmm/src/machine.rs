@@ -29,8 +29,7 @@ use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Reque
 use crate::instance::{Description, too_late};
 use crate::kvm::Vm;
 use crate::lifecycle::{IllegalTransition, VmEvent, VmState};
-use crate::metrics::{self, Ballooned, Counts, host_use};
-use crate::mmds;
+use crate::metrics::{self, Ballooned, Counts};
 use crate::telemetry::{METRICS_PERIOD, MetricsError, Telemetry, timed};
 
 /// How a machine came to an orderly end.
@@ -204,10 +203,6 @@ impl Machine {
         } = &self.controls;
         let controls = &self.controls;
         Counts {
-            state: self.state,
-            api: self.telemetry.api.get(),
-            times: self.telemetry.times,
-            memory_bytes: self.description.config.machine_config.memory_bytes(),
             vcpus: self.vcpus.iter().map(VcpuHandle::counts).collect(),
             drives: drives
                 .iter()
@@ -220,10 +215,9 @@ impl Machine {
             balloon: controls.balloon.as_ref().map(ballooned),
             vsock: controls.vsock.as_ref().map(VsockControl::counts),
             entropy: controls.entropy.as_ref().map(RngControl::counts),
-            mmds: mmds::counts(&self.description.mmds),
             serial: serial.clone(),
             keyboard: keyboard_counters.clone(),
-            host: host_use(),
+            ..self.telemetry.counts(&self.description, self.state)
         }
     }
 

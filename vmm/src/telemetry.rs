@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a machine tells of itself: events, metrics to read, metrics in a file.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -13,8 +13,10 @@ use brume_api::config::{MetricsConfig, VmConfig};
 use brume_api::{ApiMetrics, EventHub};
 use thiserror::Error;
 
+use crate::instance::Description;
 use crate::lifecycle::VmState;
-use crate::metrics::{Counts, Sheet, json_line};
+use crate::metrics::{Counts, Sheet, host_use, json_line};
+use crate::mmds;
 
 /// How often metrics are written without being asked for.
 pub(crate) const METRICS_PERIOD: Duration = Duration::from_secs(60);
@@ -121,6 +123,26 @@ impl Telemetry {
         Ok(telemetry)
     }
 
+    /// What was counted so far by the machine that `description` describes, without its devices.
+    pub(crate) fn counts(&self, description: &Description, state: VmState) -> Counts {
+        Counts {
+            state,
+            api: self.api.get(),
+            times: self.times,
+            memory_bytes: description.config.machine_config.memory_bytes(),
+            vcpus: Vec::new(),
+            drives: Vec::new(),
+            interfaces: Vec::new(),
+            balloon: None,
+            vsock: None,
+            entropy: None,
+            mmds: mmds::counts(&description.mmds),
+            serial: Arc::default(),
+            keyboard: Arc::default(),
+            host: host_use(),
+        }
+    }
+
     /// Opens the file that takes metrics.
     ///
     /// # Errors
@@ -130,17 +152,10 @@ impl Telemetry {
         if self.file.is_some() {
             return Err(MetricsError::Again);
         }
-        let file = OpenOptions::new()
-            // Reading keeps a named pipe usable while nobody reads it.
-            .read(true)
-            .append(true)
-            .create(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(&config.metrics_path)
-            .map_err(|source| MetricsError::Open {
-                path: config.metrics_path.clone(),
-                source,
-            })?;
+        let file = open_lines(&config.metrics_path).map_err(|source| MetricsError::Open {
+            path: config.metrics_path.clone(),
+            source,
+        })?;
         self.file = Some(MetricsFile {
             file: Box::new(file),
             config: config.clone(),
@@ -184,6 +199,22 @@ impl Telemetry {
         self.events
             .publish(brume_api::MachineEvent::State { state });
     }
+}
+
+/// Opens a file or named pipe to append lines to. A pipe's reader need not have opened it yet, and
+/// one that is slow stops nobody: a line that there is no room for is an error.
+///
+/// # Errors
+///
+/// It cannot be opened or made.
+pub fn open_lines(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        // Opening a pipe for reading too does not wait for a reader.
+        .read(true)
+        .append(true)
+        .create(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
 }
 
 /// Measures how long `action` takes.

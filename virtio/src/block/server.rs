@@ -16,6 +16,7 @@ use super::counters::Kind;
 use super::engine::{Done, Engine, Ticket};
 use super::request::{HEADER_SIZE, ID_SIZE, Limits, Refusal, Request, S_IOERR, S_OK};
 use crate::device::StartError;
+use crate::limiter::Gate;
 use crate::memory::GuestMemory;
 use crate::queue::{Chain, Queue, QueueState};
 use crate::signals::DeviceSignals;
@@ -65,8 +66,7 @@ pub(super) struct Server {
     unpublished: usize,
     /// How many bytes of data were asked for in this round.
     round_bytes: u64,
-    /// Whether the rate limiter holds requests back.
-    throttled: bool,
+    gate: Gate,
     /// About the time that it is: it was read when the last request began or ended.
     now: Instant,
 }
@@ -78,7 +78,7 @@ impl Server {
             chain: Chain::new(),
             unpublished: 0,
             round_bytes: 0,
-            throttled: false,
+            gate: Gate::default(),
             now: Instant::now(),
         }
     }
@@ -239,18 +239,10 @@ impl Server {
             shared,
             ..
         } = &mut self.parts;
-        if self.round_bytes >= MAX_ROUND_BYTES
-            || !engine.has_room()
-            || !queue.pop(&mut self.chain)?
-        {
+        if self.round_bytes >= MAX_ROUND_BYTES || !engine.has_room() {
             return Ok(false);
         }
-        if !shared.limiter.admits() {
-            queue.undo_pop();
-            self.throttled = true;
-            return Ok(false);
-        }
-        Ok(true)
+        Ok(self.gate.pop(&shared.limiter, queue, &mut self.chain)?)
     }
 }
 
@@ -261,7 +253,6 @@ impl Backend for Server {
         self.look_for_exchange()?;
         let mut worked = self.collect()?;
         self.round_bytes = 0;
-        self.throttled = false;
         let mut taken = 0;
         while taken < MAX_ROUND && self.take()? {
             if taken == 0 {
@@ -279,9 +270,8 @@ impl Backend for Server {
 
     fn arm(&mut self) -> Result<bool, StartError> {
         // Without room there is nothing to do for new requests; the engine wakes us when there is.
-        // What the limiter holds back is there to be taken when its timer wakes us.
-        let takes_more = self.parts.engine.has_room() && !self.throttled;
-        Ok(takes_more && self.parts.queue.enable_kicks()?)
+        let Parts { engine, queue, .. } = &mut self.parts;
+        Ok(engine.has_room() && self.gate.enable_kicks(queue)?)
     }
 
     fn disarm(&mut self) -> Result<(), StartError> {

@@ -10,6 +10,7 @@
 
 use super::metadata::Metadata;
 use super::{BATCH, Ends, HEADER_LEN, MAX_FRAME};
+use crate::limiter::Gate;
 use crate::memory::{GuestMemory, IoBuffers};
 use crate::queue::{Chain, Queue, QueueError, QueueState};
 use crate::signals::DeviceSignals;
@@ -20,8 +21,7 @@ pub(super) struct Tx {
     memory: GuestMemory,
     chain: Chain,
     buffers: IoBuffers,
-    /// Whether the rate limiter holds frames back.
-    throttled: bool,
+    gate: Gate,
 }
 
 impl Tx {
@@ -32,7 +32,7 @@ impl Tx {
             memory: memory.clone(),
             chain: Chain::new(),
             buffers: IoBuffers::new(memory.clone()),
-            throttled: false,
+            gate: Gate::default(),
         }
     }
 
@@ -43,14 +43,9 @@ impl Tx {
         mut metadata: Option<&mut Metadata>,
     ) -> Result<bool, QueueError> {
         let mut any = false;
-        self.throttled = false;
         for _ in 0..BATCH {
-            if !self.queue.pop(&mut self.chain)? {
-                break;
-            }
-            if !self.ends.limiter.admits() {
-                self.queue.undo_pop();
-                self.throttled = true;
+            let limiter = &self.ends.limiter;
+            if !self.gate.pop(limiter, &mut self.queue, &mut self.chain)? {
                 break;
             }
             any = true;
@@ -97,8 +92,7 @@ impl Tx {
     }
 
     pub(super) fn arm(&mut self) -> Result<bool, QueueError> {
-        // What the limiter holds back is there to be sent when its timer wakes us.
-        Ok(!self.throttled && self.queue.enable_kicks()?)
+        self.gate.enable_kicks(&mut self.queue)
     }
 
     pub(super) fn disarm(&mut self) -> Result<(), QueueError> {
