@@ -11,6 +11,7 @@ use crate::bus::BusDevice;
 use crate::counter::Counter;
 use crate::event::{EventSink, GuestEvent};
 use crate::interrupt::Interrupt;
+use crate::state::{I8042Expects as Expects, I8042State, StateError};
 
 /// Offset of the data port.
 const DATA: u64 = 0;
@@ -38,19 +39,6 @@ const ACK: u8 = 0xfa;
 const CTRL_ALT_DEL: [u8; 11] = [
     0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14,
 ];
-
-/// What the next byte at the data port is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Expects {
-    /// The keyboard: a command.
-    KeyboardCommand,
-    /// The keyboard: the argument of a command.
-    KeyboardArgument,
-    /// The controller: its configuration.
-    Configuration,
-    /// The controller: lines that lead nowhere here.
-    OutputPort,
-}
 
 /// What the guest does with the controller.
 #[derive(Debug, Default)]
@@ -99,6 +87,32 @@ impl I8042 {
     /// What the guest does with it.
     pub fn counters(&self) -> Arc<I8042Counters> {
         self.counters.clone()
+    }
+
+    /// What the guest could miss of the controller.
+    pub fn save(&self) -> I8042State {
+        I8042State {
+            configuration: self.configuration,
+            expects: self.expects,
+            waiting: self.waiting.iter().copied().collect(),
+            last: self.last,
+        }
+    }
+
+    /// Takes on a state. If there is a byte to read the guest is told so again, so the interrupt
+    /// controller has to have its own state by then.
+    ///
+    /// # Errors
+    ///
+    /// There are more bytes than the controller holds; it is as it was then.
+    pub fn restore(&mut self, state: I8042State) -> Result<(), StateError> {
+        StateError::check("keyboard controller", &state.waiting, MAX_WAITING)?;
+        self.configuration = state.configuration;
+        self.expects = state.expects;
+        self.waiting = state.waiting.into();
+        self.last = state.last;
+        self.announce();
+        Ok(())
     }
 
     /// Presses and releases Control, Alt and Delete. Whether the guest was told: it is not while

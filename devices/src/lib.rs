@@ -16,6 +16,7 @@ mod interrupt;
 mod power;
 mod pvpanic;
 mod serial;
+mod state;
 
 pub use boot_timer::{BOOT_TIMER_MAGIC, BootTimer};
 pub use bus::{Bus, BusDevice, BusError, SharedDevice};
@@ -26,3 +27,4 @@ pub use interrupt::Interrupt;
 pub use power::{AcpiPower, RESET_VALUE, S5_SLEEP_TYPE};
 pub use pvpanic::PvPanic;
 pub use serial::{Serial, SerialCounters};
+pub use state::{I8042Expects, I8042State, PvPanicState, SerialState, StateError};

@@ -7,6 +7,7 @@
 
 use crate::bus::BusDevice;
 use crate::event::{EventSink, GuestEvent};
+use crate::state::PvPanicState;
 
 /// The event: the kernel has panicked.
 const PANICKED: u8 = 1;
@@ -29,6 +30,18 @@ impl PvPanic {
             events,
             reported: false,
         }
+    }
+
+    /// What is to be known of the device.
+    pub fn save(&self) -> PvPanicState {
+        PvPanicState {
+            reported: self.reported,
+        }
+    }
+
+    /// Takes on a state.
+    pub fn restore(&mut self, state: &PvPanicState) {
+        self.reported = state.reported;
     }
 }
 

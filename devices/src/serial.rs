@@ -15,6 +15,7 @@ use vm_superio::serial::SerialEvents;
 use crate::bus::BusDevice;
 use crate::counter::Counter;
 use crate::interrupt::Interrupt;
+use crate::state::{SerialState, StateError};
 
 /// How many bytes of input wait for the guest before the console has to stop reading.
 const INPUT_LIMIT: usize = 4096;
@@ -114,6 +115,63 @@ impl Serial {
         self.refused |= taken < input.len();
         self.fill_fifo();
         taken
+    }
+
+    /// What the guest could miss of the port.
+    pub fn save(&self) -> SerialState {
+        let uart = self.uart.state();
+        SerialState {
+            baud_divisor_low: uart.baud_divisor_low,
+            baud_divisor_high: uart.baud_divisor_high,
+            interrupt_enable: uart.interrupt_enable,
+            interrupt_identification: uart.interrupt_identification,
+            line_control: uart.line_control,
+            line_status: uart.line_status,
+            modem_control: uart.modem_control,
+            modem_status: uart.modem_status,
+            scratch: uart.scratch,
+            fifo: uart.in_buffer,
+            waiting: self.waiting.iter().copied().collect(),
+        }
+    }
+
+    /// Takes on a state. An interrupt that is pending in it is raised, so the interrupt controller
+    /// has to have its own state by then.
+    ///
+    /// # Errors
+    ///
+    /// There is more input than the port holds; it is as it was then.
+    pub fn restore(&mut self, state: SerialState) -> Result<(), StateError> {
+        StateError::check("receive FIFO", &state.fifo, FIFO_SIZE)?;
+        StateError::check("input of the serial port", &state.waiting, INPUT_LIMIT)?;
+        let registers = vm_superio::serial::SerialState {
+            baud_divisor_low: state.baud_divisor_low,
+            baud_divisor_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.fifo,
+        };
+        let ends = || {
+            let line = Line(self.uart.interrupt_evt().0.clone());
+            (line, Tally(self.counters.clone()))
+        };
+        let [(line, tally), (idle_line, idle_tally)] = [ends(), ends()];
+        // A UART cannot change its state, so a new one takes over the output.
+        let idle: Box<dyn Write + Send> = Box::new(io::sink());
+        let idle = vm_superio::Serial::with_events(idle_line, idle_tally, idle);
+        let output = std::mem::replace(&mut self.uart, idle).into_writer();
+        // It fails for a FIFO that is too long and a line that cannot be raised, and ours always can.
+        if let Ok(uart) = vm_superio::Serial::from_state(&registers, line, tally, output) {
+            self.uart = uart;
+        }
+        self.waiting = state.waiting.into();
+        self.fill_fifo();
+        Ok(())
     }
 
     /// Moves waiting input to the UART, as much as it takes.

@@ -4,6 +4,8 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use serde_json::Value;
+use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestMemory;
@@ -25,6 +27,29 @@ pub mod feature {
 
 /// Why a device did not start; the chain of sources is for the log.
 pub type StartError = Box<dyn Error + Send + Sync>;
+
+/// Why a device does not take on a state.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// It is not what the device writes.
+    #[error("the state of the device cannot be read; it is damaged or of another version")]
+    Parse(#[from] serde_json::Error),
+    /// There is one, and the device has none.
+    #[error("there is a state for a device that has none of its own")]
+    Unexpected,
+    /// A value that no device can have.
+    #[error("the state of the device is damaged: {0}")]
+    Value(&'static str),
+}
+
+/// What became of the configuration space when a device took on a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigSpace {
+    /// The driver finds what it knows.
+    Same,
+    /// The driver has to be told that it has changed.
+    Changed,
+}
 
 /// A queue the driver has set up, and the event that its notifications arrive on.
 #[derive(Debug)]
@@ -88,6 +113,25 @@ pub trait VirtioDevice: Send {
     /// Forgets what belongs to the driver; called after `stop` when the driver resets the device,
     /// and not for a pause.
     fn reset(&mut self) {}
+
+    /// What is to be known of the device besides its configuration and its queues, to go on
+    /// elsewhere; null if there is nothing. Called while the device is stopped.
+    fn save(&self) -> Value {
+        Value::Null
+    }
+
+    /// Takes on what [`VirtioDevice::save`] of a device with the same configuration has returned.
+    /// Called before the device is started for the first time. The state is not trusted.
+    ///
+    /// # Errors
+    ///
+    /// It makes no sense; the device must not be started then.
+    fn restore(&mut self, state: Value) -> Result<ConfigSpace, StateError> {
+        match state {
+            Value::Null => Ok(ConfigSpace::Same),
+            _ => Err(StateError::Unexpected),
+        }
+    }
 }
 
 /// Copies what `config` holds at `offset` to `data`, and zeroes where it ends.

@@ -25,7 +25,9 @@ pub mod transport;
 pub mod vsock;
 mod worker;
 
-pub use device::{StartContext, StartError, StartedQueue, VirtioDevice, feature};
+pub use device::{
+    ConfigSpace, StartContext, StartError, StartedQueue, StateError, VirtioDevice, feature,
+};
 pub use limiter::{BucketLimits, BucketUpdate, Limiter, LimiterUpdate, TokenBucket};
 pub use memory::{GuestMemory, IoBuffers};
 pub use queue::{Buffer, Buffers, Chain, Queue, QueueError, QueueState};

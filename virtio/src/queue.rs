@@ -14,6 +14,7 @@ mod chain;
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
@@ -112,7 +113,8 @@ pub enum QueueError {
 
 /// Everything that defines a queue between two accesses to it: what the driver has configured and
 /// how far the device has got.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct QueueState {
     /// The largest size the device offers, in descriptors.
     pub max_size: u16,

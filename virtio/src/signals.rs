@@ -13,7 +13,9 @@ use crate::log_limit::LogLimit;
 /// Interrupt status bit: a queue has used buffers (virtio 1.3, section 4.2.2).
 const USED_BUFFER: u32 = 1;
 /// Interrupt status bit: the configuration space has changed.
-const CONFIG_CHANGE: u32 = 2;
+pub(crate) const CONFIG_CHANGE: u32 = 2;
+/// All bits that the interrupt status can have.
+pub(crate) const INTERRUPT_BITS: u32 = USED_BUFFER | CONFIG_CHANGE;
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -111,6 +113,26 @@ impl DeviceSignals {
     /// Counts the changes of the configuration space.
     pub fn config_generation(&self) -> u32 {
         self.shared.config_generation.load(Ordering::SeqCst)
+    }
+
+    /// Raises the line again if the driver has not acknowledged all that it was told.
+    pub(crate) fn repeat(&self) {
+        if self.interrupt_status() != 0 {
+            self.line.raise();
+        }
+    }
+
+    /// Takes on what was read from other signals. The line is not raised.
+    pub(crate) fn restore(&self, interrupt_status: u32, config_generation: u32, needs_reset: bool) {
+        let Shared {
+            interrupt_status: status,
+            config_generation: generation,
+            needs_reset: broken,
+            ..
+        } = &*self.shared;
+        status.store(interrupt_status, Ordering::SeqCst);
+        generation.store(config_generation, Ordering::SeqCst);
+        broken.store(needs_reset, Ordering::SeqCst);
     }
 
     /// Back to the state of a device that was just reset.

@@ -3,6 +3,8 @@
 
 mod core;
 mod mmio;
+mod state;
 
 pub use self::core::{RunningQueues, TransportCore};
 pub use mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY};
+pub use state::{RestoreError, TransportState};

@@ -21,30 +21,30 @@ use crate::queue::{Queue, QueueState};
 use crate::signals::DeviceSignals;
 
 /// The driver has seen the device.
-const ACKNOWLEDGE: u8 = 1;
+pub(super) const ACKNOWLEDGE: u8 = 1;
 /// The driver knows how to drive it.
-const DRIVER: u8 = 2;
+pub(super) const DRIVER: u8 = 2;
 /// The driver is ready; the device runs.
-const DRIVER_OK: u8 = 4;
+pub(super) const DRIVER_OK: u8 = 4;
 /// The features are agreed.
-const FEATURES_OK: u8 = 8;
+pub(super) const FEATURES_OK: u8 = 8;
 /// The device cannot go on until it is reset.
 const DEVICE_NEEDS_RESET: u8 = 64;
 /// The driver has given up.
-const FAILED: u8 = 128;
+pub(super) const FAILED: u8 = 128;
 
 /// The queues of a paused device, to go on with.
 #[derive(Debug)]
-pub struct RunningQueues(Vec<Option<QueueState>>);
+pub struct RunningQueues(pub(super) Vec<Option<QueueState>>);
 
 /// A device, its status and its queues.
 pub struct TransportCore {
-    device: Box<dyn VirtioDevice>,
-    memory: GuestMemory,
-    signals: DeviceSignals,
-    status: u8,
-    driver_features: u64,
-    queues: Vec<QueueState>,
+    pub(super) device: Box<dyn VirtioDevice>,
+    pub(super) memory: GuestMemory,
+    pub(super) signals: DeviceSignals,
+    pub(super) status: u8,
+    pub(super) driver_features: u64,
+    pub(super) queues: Vec<QueueState>,
     kicks: Vec<Arc<EventFd>>,
 }
 
@@ -190,6 +190,7 @@ impl TransportCore {
     /// Lets a paused device go on.
     pub fn resume(&mut self, queues: RunningQueues) {
         if self.status & DRIVER_OK == 0 || self.signals.is_reset_needed() {
+            self.signals.repeat();
             return;
         }
         self.start(queues.0);
@@ -200,7 +201,7 @@ impl TransportCore {
         self.signals.used_buffers();
     }
 
-    fn offered(&self) -> u64 {
+    pub(super) fn offered(&self) -> u64 {
         self.device.features() | feature::COMMON
     }
 

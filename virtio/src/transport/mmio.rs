@@ -3,7 +3,8 @@
 
 use brume_devices::BusDevice;
 
-use super::core::TransportCore;
+use super::core::{RunningQueues, TransportCore};
+use super::state::{RestoreError, TransportState};
 use crate::queue::QueueState;
 
 /// How many bytes of address space a device takes: registers, then its configuration space.
@@ -40,6 +41,32 @@ impl MmioTransport {
     /// What is behind the registers.
     pub fn core(&mut self) -> &mut TransportCore {
         &mut self.core
+    }
+
+    /// What is to be known of the transport and its device to go on elsewhere. It has to be paused,
+    /// and `running` is what [`TransportCore::pause`] has returned.
+    pub fn save(&mut self, running: &RunningQueues) -> TransportState {
+        TransportState {
+            device_features_sel: self.device_features_sel,
+            driver_features_sel: self.driver_features_sel,
+            queue_sel: self.queue_sel,
+            ..self.core.save(running)
+        }
+    }
+
+    /// Takes on a state, on a transport that no driver has touched and whose device has the same
+    /// configuration as the one that was saved. Guest memory has to be in place. The device does
+    /// not start: [`TransportCore::resume`] with what is returned lets it go on, as after a pause.
+    ///
+    /// # Errors
+    ///
+    /// The state makes no sense, or not with this device on this host; the transport must not be
+    /// used then.
+    pub fn restore(&mut self, state: TransportState) -> Result<RunningQueues, RestoreError> {
+        self.device_features_sel = state.device_features_sel;
+        self.driver_features_sel = state.driver_features_sel;
+        self.queue_sel = state.queue_sel;
+        self.core.restore(state)
     }
 
     fn read_register(&self, offset: u64) -> u32 {

@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: Apache-2.0
+//! States as text, and devices that take them on.
