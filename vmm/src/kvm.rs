@@ -5,6 +5,9 @@
 
 #![allow(unsafe_code)]
 
+mod dirty_log;
+mod state;
+
 use std::io;
 
 use brume_boot::layout;
@@ -17,6 +20,10 @@ use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
+
+pub(crate) use dirty_log::LogMode;
+pub(crate) use state::VmKvmState;
+pub use state::VmRestoreError;
 
 /// The one version of the KVM interface that there is.
 const API_VERSION: i32 = 12;
@@ -62,8 +69,12 @@ pub(crate) struct Vm {
     fd: VmFd,
     /// The CPUID that host and KVM support.
     pub(crate) cpuid: CpuId,
+    /// The model-specific registers that KVM knows.
+    pub(crate) msrs: Vec<u32>,
+    /// How pages leave the log of those that were written.
+    pub(crate) log_mode: LogMode,
     // After the VM, which has the memory mapped.
-    _memory: GuestMemory,
+    memory: GuestMemory,
 }
 
 impl Vm {
@@ -79,15 +90,21 @@ impl Vm {
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("say which CPU features it supports"))?;
-        let vm = Self {
+        let msrs = kvm
+            .get_msr_index_list()
+            .map_err(failed("say which model-specific registers it has"))?;
+        let mut vm = Self {
             fd,
             cpuid,
-            _memory: memory.clone(),
+            msrs: msrs.as_slice().to_vec(),
+            log_mode: LogMode::ClearedByRead,
+            memory: memory.clone(),
         };
+        vm.log_mode = vm.choose_log_mode();
         // Memory comes first: changing the slots waits until no one reads the old ones any more,
         // and once the interrupt controllers have put themselves on KVM's I/O buses that wait is
         // for their clean-up as well, which takes milliseconds: most of the start of a guest.
-        vm.add_memory(memory, track_dirty_pages)?;
+        vm.set_memory(track_dirty_pages)?;
         vm.add_interrupt_controllers()?;
         Ok(vm)
     }
@@ -113,8 +130,10 @@ impl Vm {
             .map_err(failed("create an interval timer"))
     }
 
-    fn add_memory(&self, memory: &GuestMemory, track_dirty: bool) -> Result<(), KvmError> {
-        for (slot, region) in (0..).zip(memory.iter()) {
+    /// Gives the guest its memory, or switches the log of written pages on or off, which vCPUs may
+    /// run for.
+    pub(crate) fn set_memory(&self, track_dirty: bool) -> Result<(), KvmError> {
+        for (slot, region) in (0..).zip(self.memory.iter()) {
             let host = region
                 .get_host_address(MemoryRegionAddress(0))
                 .unwrap_or(std::ptr::null_mut());

@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The guest's memory: anonymous mappings, of the pages that the configuration asks for.
+//! The guest's memory: anonymous mappings, of the pages that the configuration asks for, or a
+//! private mapping of a file.
 //!
 //! This is a module with unsafe code: the kernel is told about memory by address.
 
 #![allow(unsafe_code)]
 
-use std::fs;
+pub(crate) mod pagemap;
+
+use std::fs::{self, File};
 use std::io;
+use std::sync::Arc;
 
 use brume_api::config::HugePages;
 use brume_boot::layout::{self, MemorySizeError};
 use brume_virtio::GuestMemory;
 use thiserror::Error;
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestAddress, GuestRegionMmap};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 /// The size of a reserved huge page, in bytes.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -30,6 +35,17 @@ pub enum MemoryError {
     /// The host has not got the memory.
     #[error("Invalid Memory Configuration: Cannot create mmap region: {0}")]
     Map(String),
+    /// A memory file of another machine.
+    #[error(
+        "the memory file has {found} bytes and the machine {size}; is it the one that was written \
+         with this state file, and whole?"
+    )]
+    FileSize {
+        /// What it has, in bytes.
+        found: u64,
+        /// What it must have.
+        size: u64,
+    },
     /// The host has not got the memory in reserved huge pages.
     #[error(
         "Invalid Memory Configuration: Cannot create mmap region: {error}; {needed} huge pages of \
@@ -66,7 +82,42 @@ pub(crate) fn map(size: u64, pages: HugePages) -> Result<GuestMemory, MemoryErro
     GuestMemory::from_regions(regions).map_err(|error| MemoryError::Map(error.to_string()))
 }
 
-type Region = GuestRegionMmap<vm_memory::bitmap::AtomicBitmap>;
+/// Maps a memory file of `size` bytes. The guest's writes do not reach it, and what is not touched
+/// is not read.
+///
+/// # Errors
+///
+/// No machine has that size, or the file has another one.
+pub(crate) fn map_file(size: u64, file: File) -> Result<GuestMemory, MemoryError> {
+    let found = file.metadata().map_err(|error| MemoryError::Map(error.to_string()))?;
+    if found.len() != size {
+        return Err(MemoryError::FileSize {
+            found: found.len(),
+            size,
+        });
+    }
+    let file = Arc::new(file);
+    let mut offset = 0;
+    let mut mapped = Vec::new();
+    for (start, size) in layout::memory_regions(size)? {
+        let region = map_part(start, size, FileOffset::from_arc(file.clone(), offset));
+        mapped.push(region.map_err(MemoryError::Map)?);
+        offset += size as u64;
+    }
+    GuestMemory::from_regions(mapped).map_err(|error| MemoryError::Map(error.to_string()))
+}
+
+fn map_part(start: GuestAddress, size: usize, part: FileOffset) -> Result<Region, String> {
+    let mapping = MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+        .with_file_offset(part)
+        .build()
+        .map_err(|error| error.to_string())?;
+    place(mapping, start)
+}
+
+type Region = GuestRegionMmap<AtomicBitmap>;
 
 fn map_region(start: GuestAddress, size: usize, pages: HugePages) -> Result<Region, String> {
     let text = |error: MmapRegionError| error.to_string();
@@ -91,6 +142,10 @@ fn map_region(start: GuestAddress, size: usize, pages: HugePages) -> Result<Regi
             tracing::warn!("the host has no transparent huge pages: {error}");
         }
     }
+    place(mapping, start)
+}
+
+fn place(mapping: MmapRegion<AtomicBitmap>, start: GuestAddress) -> Result<Region, String> {
     GuestRegionMmap::new(mapping, start).ok_or_else(|| "it ends beyond all addresses".to_owned())
 }
 

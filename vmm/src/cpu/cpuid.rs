@@ -113,6 +113,48 @@ fn adjust(entry: &mut kvm_cpuid_entry2, topology: Topology, tsc_deadline: bool) 
     }
 }
 
+/// Registers with features that a guest may use once it has seen them: leaf, subleaf, which of EAX
+/// to EDX, and the bits that are not the processor's own (APIC, hypervisor, state of the guest).
+const FEATURES: [(u32, u32, usize, u32); 11] = [
+    // MONITOR, DTES64: not a guest's to use. X2APIC, deadline timer, hypervisor: KVM's. OSXSAVE.
+    (1, 0, 2, 1 << 3 | 1 << 2 | 1 << 21 | TSC_DEADLINE | 1 << 27 | HYPERVISOR),
+    (1, 0, 3, HTT | 1 << 9),
+    (7, 0, 1, 0),
+    // OSPKE.
+    (7, 0, 2, 1 << 4),
+    (7, 0, 3, 0),
+    (7, 1, 0, 0),
+    // The components of extended state.
+    (0xd, 0, 0, 0),
+    (0xd, 1, 0, 0),
+    (0x8000_0001, 0, 2, 0),
+    // The copies of leaf 1 that AMD has.
+    (0x8000_0001, 0, 3, 1 << 9),
+    (0x8000_0008, 0, 1, 0),
+];
+
+/// What a guest with the leaves `guest` may use and a host with `host` has not, by leaf and bits.
+pub(super) fn missing_features(
+    guest: &[kvm_cpuid_entry2],
+    host: &[kvm_cpuid_entry2],
+) -> Vec<String> {
+    let register = |entries: &[kvm_cpuid_entry2], (leaf, subleaf, which, _): (u32, u32, usize, u32)| {
+        let found = |entry: &&kvm_cpuid_entry2| entry.function == leaf && entry.index == subleaf;
+        let registers = entries
+            .iter()
+            .find(found)
+            .map(|entry| [entry.eax, entry.ebx, entry.ecx, entry.edx]);
+        registers.and_then(|all| all.get(which).copied()).unwrap_or(0)
+    };
+    let missing = FEATURES.iter().filter_map(|&feature| {
+        let (leaf, subleaf, which, ignored) = feature;
+        let bits = register(guest, feature) & !register(host, feature) & !ignored;
+        let name = ["EAX", "EBX", "ECX", "EDX"].get(which)?;
+        (bits != 0).then(|| format!("leaf {leaf:#x}.{subleaf} {name} bits {bits:#x}"))
+    });
+    missing.collect()
+}
+
 fn set(register: &mut u32, bit: u32, on: bool) {
     *register = if on {
         *register | bit
@@ -235,5 +277,22 @@ mod tests {
         assert_eq!(levels, [(0, 1), (0, 1), (0, 0)]);
         assert_eq!(of(&entries, 1)[0].edx & HTT, 0);
         assert_eq!(of(&entries, 0xa)[0].eax, 0);
+    }
+
+    #[test]
+    fn a_feature_that_the_host_lacks_is_named_and_what_kvm_makes_up_is_not() {
+        let leaf = |function, ecx| kvm_cpuid_entry2 {
+            function,
+            ecx,
+            ..Default::default()
+        };
+        let host = [leaf(1, 1 << 20)];
+        let same = [leaf(1, 1 << 20 | HYPERVISOR | TSC_DEADLINE)];
+        assert!(missing_features(&same, &host).is_empty());
+        let more = [leaf(1, 1 << 20 | 1 << 28), leaf(7, 1 << 1)];
+        assert_eq!(
+            missing_features(&more, &host),
+            ["leaf 0x1.0 ECX bits 0x10000000", "leaf 0x7.0 ECX bits 0x2"]
+        );
     }
 }

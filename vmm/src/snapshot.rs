@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A machine written to files, and made from them again.
+//!
+//! ```text
+//!   paused machine --create--> state file:  machine, memory, kvm, vcpu 0..n, virtio 0..n, ...
+//!                              memory file: all regions, one after the other, sparse
+//!   both files --restore--> paused machine, whose memory is mapped from the file as it is touched
+//! ```
+//!
+//! The two files belong together: each snapshot writes a mark of its own into a page of the guest's
+//! memory that is the firmware's, and into the state file; see `mark.rs`.
+
+mod create;
+mod error;
+mod mark;
+mod memory_file;
+mod raw;
+mod restore;
+mod sections;
+
+pub(crate) use create::{Writer, create};
+pub use error::SnapshotError;
+pub(crate) use raw::Raw;
+pub(crate) use restore::{Restored, restore};
