@@ -232,3 +232,150 @@ fn window(text: &str) -> Result<u32, Fault> {
             ))
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::parse;
+
+    fn understood(method: &str, path: &str, body: &str) -> MemoryRequest {
+        match parse(method, path, body.as_bytes()).unwrap().request {
+            Request::Memory(request) => request,
+            other => panic!("{method} {path}: {other:?}"),
+        }
+    }
+
+    fn refusal(method: &str, path: &str, body: &str) -> String {
+        let fault = parse(method, path, body.as_bytes()).unwrap_err();
+        assert_eq!(fault.status, 400, "{method} {path}");
+        fault.message
+    }
+
+    #[test]
+    fn each_path_is_its_request() {
+        let dirty = |form| MemoryRequest::GetDirty { form };
+        let rate = |window_ms| MemoryRequest::GetDirtyRate { window_ms };
+        for (path, expected) in [
+            ("/memory", MemoryRequest::GetMemory),
+            ("/memory/", MemoryRequest::GetMemory),
+            ("/memory/mappings", MemoryRequest::GetMappings),
+            ("/memory/dirty", dirty(DirtyForm::Bitmap)),
+            ("/memory/dirty?", dirty(DirtyForm::Bitmap)),
+            ("/memory/dirty?form=bitmap", dirty(DirtyForm::Bitmap)),
+            ("/memory/dirty/?form=ranges&", dirty(DirtyForm::Ranges)),
+            ("/memory/dirty/rate", rate(1000)),
+            ("/memory/dirty/rate?window_ms=1", rate(1)),
+            ("/memory/dirty/rate?window_ms=60000", rate(60_000)),
+        ] {
+            assert_eq!(understood("GET", path, ""), expected, "{path}");
+        }
+        for (name, tracking) in [
+            ("On", Tracking::On),
+            ("Off", Tracking::Off),
+            ("Reset", Tracking::Reset),
+        ] {
+            let body = format!(r#"{{"tracking": "{name}"}}"#);
+            let expected = MemoryRequest::SetTracking(tracking);
+            assert_eq!(understood("PUT", "/memory/dirty", &body), expected);
+        }
+        let path = "w".into();
+        assert_eq!(
+            understood("PUT", "/memory/working-set", r#"{"path": "w"}"#),
+            MemoryRequest::SaveWorkingSet { path }
+        );
+    }
+
+    #[test]
+    fn bad_parameters_are_named() {
+        for (query, text) in [
+            (
+                "dirty?form=Bitmap",
+                "`form` is `Bitmap`: `bitmap` or `ranges` is possible.",
+            ),
+            (
+                "dirty?form",
+                "`form` is ``: `bitmap` or `ranges` is possible.",
+            ),
+            (
+                "dirty?window_ms=1",
+                "Unknown parameter `window_ms` in the path: only `form` is possible.",
+            ),
+            (
+                "dirty?form=bitmap&form=bitmap",
+                "`form` is in the path twice.",
+            ),
+            (
+                "dirty/rate?window_ms=0",
+                "`window_ms` is `0`: 1 to 60000 milliseconds are possible.",
+            ),
+            (
+                "dirty/rate?window_ms=60001",
+                "`window_ms` is `60001`: 1 to 60000 milliseconds are possible.",
+            ),
+            (
+                "dirty/rate?window_ms=-1",
+                "`window_ms` is `-1`: 1 to 60000 milliseconds are possible.",
+            ),
+        ] {
+            assert_eq!(refusal("GET", &format!("/memory/{query}"), ""), text);
+        }
+    }
+
+    #[test]
+    fn other_requests_are_unknown_or_refused() {
+        for (method, path, body, text) in [
+            (
+                "GET",
+                "/memory/other",
+                "",
+                "Invalid request method and/or path: GET memory.",
+            ),
+            (
+                "GET",
+                "/memory/dirty/x",
+                "",
+                "Invalid request method and/or path: GET memory.",
+            ),
+            (
+                "PUT",
+                "/memory",
+                "{}",
+                "Invalid request method and/or path: PUT memory.",
+            ),
+            (
+                "PATCH",
+                "/memory/dirty",
+                "{}",
+                "Invalid request method and/or path: PATCH memory.",
+            ),
+            ("PUT", "/memory/dirty", "", "Empty PUT request."),
+        ] {
+            assert_eq!(refusal(method, path, body), text, "{method} {path}");
+        }
+        for (path, body, text) in [
+            (
+                "/memory/dirty",
+                r#"{"tracking": "on"}"#,
+                "unknown variant `on`",
+            ),
+            (
+                "/memory/dirty",
+                r#"{"tracking": "On", "x": 1}"#,
+                "unknown field `x`",
+            ),
+            ("/memory/working-set", "{}", "missing field `path`"),
+        ] {
+            let error = refusal("PUT", path, body);
+            assert!(error.contains(text), "{path} {body}: {error}");
+        }
+    }
+
+    /// As a client has no business with a query elsewhere, it changes nothing there.
+    #[test]
+    fn a_query_means_nothing_elsewhere() {
+        assert_eq!(
+            parse("GET", "/version?x=1", b"").unwrap(),
+            Request::GetVersion.into()
+        );
+    }
+}

@@ -256,3 +256,300 @@ pub(crate) fn parse_snapshot(operation: Option<&str>, body: &[u8]) -> Result<Par
         None => Err(Fault::new("Missing snapshot operation type.")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::route::parse;
+
+    const JSON: &str = "An error occurred when deserializing the json body of a request: ";
+
+    fn put(operation: &str, body: &str) -> Result<Parsed, String> {
+        let parsed = parse("PUT", &format!("/snapshot/{operation}"), body.as_bytes());
+        parsed.map_err(|fault| {
+            assert_eq!(fault.status, 400);
+            fault.message
+        })
+    }
+
+    fn loaded(body: &str) -> (LoadSnapshot, bool) {
+        let Parsed {
+            request,
+            deprecated,
+        } = put("load", body).unwrap();
+        match request {
+            Request::LoadSnapshot(load) => (*load, deprecated),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn plain(backend_type: BackendType) -> LoadSnapshot {
+        LoadSnapshot {
+            snapshot_path: "s".into(),
+            mem_backend: MemBackend {
+                backend_path: "m".into(),
+                backend_type,
+            },
+            ..LoadSnapshot::default()
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_written_is_understood() {
+        let full = CreateSnapshot {
+            snapshot_path: "s".into(),
+            mem_file_path: Some("m".into()),
+            ..CreateSnapshot::default()
+        };
+        let with = |change: fn(&mut CreateSnapshot)| {
+            let mut create = full.clone();
+            change(&mut create);
+            create
+        };
+        for (body, expected) in [
+            (
+                r#"{"snapshot_path": "s", "mem_file_path": "m"}"#,
+                full.clone(),
+            ),
+            (
+                r#"{"snapshot_path": "s", "mem_file_path": "m", "snapshot_type": "Diff"}"#,
+                with(|create| create.snapshot_type = SnapshotType::Diff),
+            ),
+            (
+                r#"{"snapshot_path": "s"}"#,
+                with(|create| create.mem_file_path = None),
+            ),
+            (
+                r#"{"snapshot_path": "s", "mem_file_path": "m", "pre_copy": true}"#,
+                with(|create| create.pre_copy = true),
+            ),
+        ] {
+            let parsed = put("create", body).unwrap();
+            assert_eq!(parsed, Request::CreateSnapshot(expected).into(), "{body}");
+        }
+    }
+
+    #[test]
+    fn the_memory_comes_from_one_place() {
+        let file = plain(BackendType::File);
+        for (body, expected) in [
+            (
+                r#"{"snapshot_path": "s", "mem_backend": {"backend_type": "File", "backend_path": "m"}}"#,
+                (file.clone(), false),
+            ),
+            (
+                r#"{"snapshot_path": "s", "mem_backend": {"backend_type": "Uffd", "backend_path": "m"}}"#,
+                (plain(BackendType::Uffd), false),
+            ),
+            (
+                r#"{"snapshot_path": "s", "mem_file_path": "m"}"#,
+                (file.clone(), true),
+            ),
+        ] {
+            assert_eq!(loaded(body), expected, "{body}");
+        }
+        let both = r#"{"snapshot_path": "s", "mem_file_path": "m", "mem_backend":
+            {"backend_type": "File", "backend_path": "m"}}"#;
+        for (body, text) in [
+            (
+                both,
+                "too many fields: either `mem_backend` or `mem_file_path` exclusively is required.",
+            ),
+            (
+                r#"{"snapshot_path": "s"}"#,
+                "missing field: either `mem_backend` or `mem_file_path` is required.",
+            ),
+        ] {
+            assert_eq!(put("load", body).unwrap_err(), format!("{JSON}{text}"));
+        }
+    }
+
+    #[test]
+    fn the_old_name_of_tracking_means_the_same_and_is_deprecated() {
+        let body = |tracking: &str| {
+            format!(
+                r#"{{"snapshot_path": "s", {tracking}, "mem_backend":
+                {{"backend_type": "File", "backend_path": "m"}}}}"#
+            )
+        };
+        for (tracking, expected) in [
+            (r#""enable_diff_snapshots": true"#, (true, true)),
+            (r#""enable_diff_snapshots": false"#, (false, false)),
+            (r#""track_dirty_pages": true"#, (true, false)),
+            (
+                r#""track_dirty_pages": true, "enable_diff_snapshots": false"#,
+                (true, false),
+            ),
+        ] {
+            let (load, deprecated) = loaded(&body(tracking));
+            assert_eq!((load.track_dirty_pages, deprecated), expected, "{tracking}");
+        }
+    }
+
+    /// A client that is made from the same types says what the server understands.
+    #[test]
+    fn a_load_that_is_written_is_read_again() {
+        let load = LoadSnapshot {
+            track_dirty_pages: true,
+            resume_vm: true,
+            network_overrides: vec![NetworkOverride {
+                iface_id: "eth0".into(),
+                host_dev_name: "tap1".into(),
+            }],
+            vsock_override: Some(VsockOverride {
+                uds_path: "v".into(),
+            }),
+            clock_realtime: true,
+            huge_pages: SnapshotHugePages::Size2M,
+            drive_overrides: vec![DriveOverride {
+                drive_id: "root".into(),
+                path_on_host: "d".into(),
+            }],
+            prefault: true,
+            working_set_path: Some("w".into()),
+            ..plain(BackendType::Uffd)
+        };
+        let body = serde_json::to_string(&load).unwrap();
+        assert_eq!(loaded(&body), (load, false));
+        let shown = serde_json::to_value(plain(BackendType::File)).unwrap();
+        let expected = json!({
+            "snapshot_path": "s", "mem_backend": {"backend_type": "File", "backend_path": "m"},
+            "track_dirty_pages": false, "resume_vm": false, "network_overrides": [],
+            "clock_realtime": false, "huge_pages": "Snapshot",
+        });
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn the_kind_of_pages_is_that_of_before_unless_another_is_named() {
+        for (asked, expected) in [
+            (SnapshotHugePages::Snapshot, HugePages::Transparent),
+            (SnapshotHugePages::None, HugePages::None),
+            (SnapshotHugePages::Size2M, HugePages::Size2M),
+        ] {
+            assert_eq!(asked.resolve(HugePages::Transparent), expected);
+        }
+    }
+
+    #[test]
+    fn refusals_have_firecrackers_texts() {
+        for (method, path, body, text) in [
+            ("PUT", "/snapshot", "{}", "Missing snapshot operation type."),
+            ("PUT", "/snapshot", "", "Empty PUT request."),
+            (
+                "PUT",
+                "/snapshot/other",
+                "{}",
+                "Invalid request method and/or path: PUT /snapshot/other.",
+            ),
+            (
+                "PATCH",
+                "/snapshot/load",
+                "{}",
+                "Invalid request method and/or path: PATCH snapshot.",
+            ),
+            (
+                "GET",
+                "/snapshot",
+                "",
+                "Invalid request method and/or path: GET snapshot.",
+            ),
+        ] {
+            let fault = parse(method, path, body.as_bytes()).unwrap_err();
+            assert_eq!(
+                (fault.status, &*fault.message),
+                (400, text),
+                "{method} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn fields_are_refused_where_firecracker_refuses_them() {
+        let backend = r#""snapshot_path": "s", "mem_file_path": "m""#;
+        for (operation, body, text) in [
+            (
+                "create",
+                r#"{"mem_file_path": "m"}"#,
+                "missing field `snapshot_path`",
+            ),
+            (
+                "create",
+                r#"{"snapshot_path": "s", "x": 1}"#,
+                "unknown field `x`",
+            ),
+            (
+                "create",
+                r#"{"snapshot_path": "s", "snapshot_type": "Foo"}"#,
+                "unknown variant `Foo`, expected `Diff` or `Full`",
+            ),
+            ("create", r#"["s"]"#, "invalid type: sequence"),
+            (
+                "load",
+                r#"{"snapshot_path": "s", "x": 1}"#,
+                "unknown field `x`",
+            ),
+            (
+                "load",
+                r#"{"mem_file_path": "m"}"#,
+                "missing field `snapshot_path`",
+            ),
+            (
+                "load",
+                r#"{"snapshot_path": "s", "mem_backend": {"backend_path": "m"}}"#,
+                "missing field `backend_type`",
+            ),
+            (
+                "load",
+                r#"{"snapshot_path": "s", "mem_backend": {"backend_type": "Tape", "backend_path": "m"}}"#,
+                "unknown variant `Tape`, expected `File` or `Uffd`",
+            ),
+            (
+                "load",
+                r#"{"snapshot_path": "s", "mem_backend": {"backend_type": "File", "backend_path": "m", "x": 1}}"#,
+                "unknown field `x`",
+            ),
+            (
+                "load",
+                r#"{"snapshot_path": "s", "mem_backend": ["m", "File"]}"#,
+                "invalid type: sequence",
+            ),
+            (
+                "load",
+                &format!(r#"{{{backend}, "network_overrides": [["eth0", "tap0"]]}}"#),
+                "invalid type: sequence",
+            ),
+            (
+                "load",
+                &format!(r#"{{{backend}, "network_overrides": [null]}}"#),
+                "invalid type: null",
+            ),
+            (
+                "load",
+                &format!(
+                    r#"{{{backend}, "drive_overrides": [{{"drive_id": "d", "path_on_host": "p", "x": 1}}]}}"#
+                ),
+                "unknown field `x`",
+            ),
+            (
+                "load",
+                &format!(r#"{{{backend}, "huge_pages": "1G"}}"#),
+                "unknown variant `1G`, expected one of `Snapshot`, `None`, `Transparent`, `2M`",
+            ),
+        ] {
+            let error = put(operation, body).unwrap_err();
+            assert!(
+                error.starts_with(JSON) && error.contains(text),
+                "{body}: {error}"
+            );
+        }
+        // As Firecracker has it, these two take what means nothing.
+        let body = format!(
+            r#"{{{backend}, "vsock_override": {{"uds_path": "v", "x": 1}},
+            "network_overrides": [{{"iface_id": "e", "host_dev_name": "t", "x": 1}}]}}"#
+        );
+        assert_eq!(loaded(&body).0.network_overrides.len(), 1);
+    }
+}
