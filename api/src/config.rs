@@ -45,6 +45,8 @@ pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use serial::Serial;
 pub use vsock::Vsock;
 
+pub(crate) use object::{object, objects};
+
 /// The largest configuration file that is read, in bytes.
 const FILE_LIMIT: u64 = 1 << 20;
 

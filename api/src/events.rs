@@ -2,6 +2,7 @@
 //! The machine's life as a stream of events, for whoever wants to watch.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,8 @@ use hyper::body::{Body, Bytes, Frame};
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use utoipa::ToSchema;
+
+use crate::snapshot::SnapshotType;
 
 /// How many events a client may be behind before it is left alone.
 const BACKLOG: usize = 256;
@@ -50,6 +53,23 @@ pub enum MachineEvent {
         /// The device: its id, or what it is.
         device: String,
     },
+    /// The machine was written to files.
+    SnapshotCreated {
+        /// The file with the state.
+        #[schema(value_type = String)]
+        snapshot_path: PathBuf,
+        /// The file with the memory, if it was written.
+        #[schema(value_type = Option<String>)]
+        mem_file_path: Option<PathBuf>,
+        /// What the file with the memory holds.
+        snapshot_type: SnapshotType,
+    },
+    /// The machine was made from the files of another.
+    SnapshotLoaded {
+        /// The file with the state.
+        #[schema(value_type = String)]
+        snapshot_path: PathBuf,
+    },
 }
 
 impl MachineEvent {
@@ -63,6 +83,8 @@ impl MachineEvent {
             Self::VcpuFailed { .. } => "vcpu_failed",
             Self::DeviceNeedsReset { .. } => "device_needs_reset",
             Self::DeviceChanged { .. } => "device_changed",
+            Self::SnapshotCreated { .. } => "snapshot_created",
+            Self::SnapshotLoaded { .. } => "snapshot_loaded",
         }
     }
 }

@@ -14,12 +14,14 @@ pub mod config;
 mod events;
 mod fault;
 mod instance;
+mod memory;
 mod metrics;
 #[cfg(test)]
 mod openapi;
 mod request;
 mod route;
 mod server;
+mod snapshot;
 
 pub use balloon::{
     BalloonHinting, BalloonPatch, BalloonRequest, BalloonStatistics, BalloonStatisticsPatch,
@@ -29,6 +31,14 @@ pub use client::{Client, ClientError, Response};
 pub use events::{EventHub, MachineEvent};
 pub use fault::{Fault, with_causes};
 pub use instance::{InstanceInfo, VersionInfo};
+pub use memory::{
+    DirtyForm, DirtyPages, DirtyRate, DirtyRegion, Mapping, Mappings, MemoryRequest, ResidentPages,
+    Tracking,
+};
 pub use metrics::{ApiCounts, ApiMetrics, LATENCY_BOUNDS_US, RequestCount};
 pub use request::{Answer, Controller, Reply, Request, Section};
 pub use server::{Server, ServerError};
+pub use snapshot::{
+    BackendType, CreateSnapshot, DriveOverride, LoadSnapshot, MemBackend, NetworkOverride,
+    SnapshotHugePages, SnapshotType, VsockOverride,
+};

@@ -96,6 +96,16 @@ struct Endpoint {
     gives: Gives,
     /// Whether something in the body is deprecated, which the answer tells.
     deprecates: bool,
+    /// What may follow a `?` in the path.
+    query: Option<Query>,
+}
+
+/// A parameter behind the path.
+#[derive(Clone, Copy)]
+struct Query {
+    name: &'static str,
+    description: &'static str,
+    schema: fn() -> Schema,
 }
 
 impl Endpoint {
@@ -114,6 +124,7 @@ impl Endpoint {
             carries: Carries::Nothing,
             gives: Gives::Nothing,
             deprecates: false,
+            query: None,
         }
     }
 
@@ -152,6 +163,11 @@ impl Endpoint {
         self
     }
 
+    const fn may_ask(mut self, query: Query) -> Self {
+        self.query = Some(query);
+        self
+    }
+
     const fn refused(mut self) -> Self {
         self.gives = Gives::Refusal;
         self
@@ -182,6 +198,9 @@ impl Endpoint {
             .request_body(self.request_body());
         if let Some(id) = self.id() {
             operation = operation.parameter(id);
+        }
+        if let Some(query) = self.query {
+            operation = operation.parameter(query.parameter());
         }
         if let Gives::Refusal = self.gives {
             operation = operation
@@ -268,6 +287,18 @@ impl Endpoint {
             response = response.header("Deprecation", header);
         }
         Some((status, response.build()))
+    }
+}
+
+impl Query {
+    fn parameter(&self) -> Parameter {
+        ParameterBuilder::new()
+            .name(self.name)
+            .parameter_in(ParameterIn::Query)
+            .required(Required::False)
+            .description(Some(self.description))
+            .schema(Some((self.schema)()))
+            .build()
     }
 }
 

@@ -12,6 +12,8 @@ use crate::config::{
     Vsock,
 };
 use crate::fault::Fault;
+use crate::memory::MemoryRequest;
+use crate::snapshot::{CreateSnapshot, LoadSnapshot};
 
 /// A request that was understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +48,12 @@ pub enum Request {
     SendCtrlAltDel,
     /// What goes to the balloon.
     Balloon(BalloonRequest),
+    /// What is about the guest's memory.
+    Memory(MemoryRequest),
+    /// PUT /snapshot/create
+    CreateSnapshot(CreateSnapshot),
+    /// PUT /snapshot/load
+    LoadSnapshot(Box<LoadSnapshot>),
     /// PUT /actions with `InstanceStart`.
     Start,
     /// PATCH /vm with `Paused`.

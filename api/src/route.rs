@@ -12,10 +12,12 @@ use crate::config::{
     NetworkInterfacePatch,
 };
 use crate::fault::Fault;
+use crate::memory::parse_memory;
 use crate::request::{Request, Section};
+use crate::snapshot::parse_snapshot;
 
 /// Paths that Firecracker has and that stand for something which is not there yet.
-const UNSUPPORTED: [&str; 3] = ["hotplug", "pmem", "snapshot"];
+const UNSUPPORTED: [&str; 2] = ["hotplug", "pmem"];
 
 /// A request, and whether it uses what is deprecated.
 #[derive(Debug, PartialEq)]
@@ -63,7 +65,7 @@ enum VmPatchState {
 
 /// What a request with this path is counted as; one that is not ours counts as `other`.
 pub(crate) fn resource_of(path: &str) -> &'static str {
-    const RESOURCES: [&str; 21] = [
+    const RESOURCES: [&str; 24] = [
         "actions",
         "balloon",
         "boot-source",
@@ -73,6 +75,7 @@ pub(crate) fn resource_of(path: &str) -> &'static str {
         "hotplug",
         "logger",
         "machine-config",
+        "memory",
         "metrics",
         "mmds",
         "network-interfaces",
@@ -84,6 +87,8 @@ pub(crate) fn resource_of(path: &str) -> &'static str {
         "vm",
         "vsock",
         "mmds/config",
+        "snapshot/create",
+        "snapshot/load",
         "vm/config",
     ];
     let path = path.trim_matches('/');
@@ -95,8 +100,9 @@ pub(crate) fn resource_of(path: &str) -> &'static str {
     }
 }
 
-/// Understands a request.
-pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fault> {
+/// Understands a request. What follows a `?` in `target` means something for few paths only.
+pub(crate) fn parse(method: &str, target: &str, body: &[u8]) -> Result<Parsed, Fault> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let mut tokens = path.trim_start_matches('/').split_terminator('/');
     let first = tokens.next().unwrap_or_default();
     let second = tokens.next();
@@ -118,6 +124,11 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("GET" | "PUT" | "PATCH", "balloon") => {
             parse_balloon(method, second.into_iter().chain(tokens), body)
         }
+        (_, "memory") => match parse_memory(method, second.into_iter().chain(tokens), query, body)?
+        {
+            Some(parsed) => Ok(parsed),
+            None => unknown(),
+        },
         ("GET", "") => Ok(Request::GetInstance.into()),
         ("GET", "version") => Ok(Request::GetVersion.into()),
         ("GET", "machine-config") => Ok(Request::GetMachineConfig.into()),
@@ -136,6 +147,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Parsed, Fau
         ("PUT", "mmds") => parse_mmds(second, body),
         ("PUT", "network-interfaces") => parse_network_interface(second, body),
         ("PUT", "serial") => Ok(configure(Section::Serial(json(body)?))),
+        ("PUT", "snapshot") => parse_snapshot(second, body),
         ("PUT", "vsock") => parse_vsock(body),
         ("PATCH", "machine-config") => parse_machine_config_patch(body),
         ("PATCH", "mmds") => Ok(Request::PatchMmds(any_json(body)?).into()),

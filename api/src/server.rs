@@ -19,6 +19,7 @@ use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::ext::ReasonPhrase;
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::http::uri::PathAndQuery;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -231,13 +232,14 @@ type HttpResponse = hyper::Response<HttpBody>;
 async fn respond(request: hyper::Request<Incoming>, shared: &Shared) -> HttpResponse {
     let (head, body) = request.into_parts();
     let (method, path) = (head.method.as_str(), head.uri.path());
+    let target = head.uri.path_and_query().map_or(path, PathAndQuery::as_str);
     if (method, path) == ("GET", "/events") {
         return event_stream(&shared.events);
     }
     let body = read_body(body, shared.body_limit).await;
     // The client's own time to send is not counted.
     let begun = Instant::now();
-    let result = body.and_then(|body| parse(method, path, &body));
+    let result = body.and_then(|body| parse(method, target, &body));
     let deprecated = result.as_ref().is_ok_and(|parsed| parsed.deprecated);
     let result = match result {
         Ok(Parsed { request, .. }) => shared.carry_out(request).await,

@@ -13,11 +13,12 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Each part, and which others it may be built on.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("brume-api", &[]),
     ("brume-boot", &[]),
     ("brume-devices", &[]),
     ("brume-mmds", &[]),
+    ("brume-snapshot", &[]),
     ("brume-virtio", &["brume-devices", "brume-mmds"]),
     (
         "brume-vmm",
@@ -26,10 +27,14 @@ const ARROWS: [(&str, &[&str]); 8] = [
             "brume-boot",
             "brume-devices",
             "brume-mmds",
+            "brume-snapshot",
             "brume-virtio",
         ],
     ),
-    ("brume-cli", &["brume-api", "brume-mmds", "brume-vmm"]),
+    (
+        "brume-cli",
+        &["brume-api", "brume-mmds", "brume-snapshot", "brume-vmm"],
+    ),
     ("brume-tests", &["brume-api"]),
 ];
 

@@ -9,12 +9,32 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 
 /// For `deserialize_with`; `null` stands for what is left out.
-pub(super) fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
     deserializer.deserialize_option(OptionalObject(PhantomData))
+}
+
+/// The same for a list of such parts, which is not left out.
+pub(crate) fn objects<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let parts = Vec::<Object<T>>::deserialize(deserializer)?;
+    Ok(parts.into_iter().map(|part| part.0).collect())
+}
+
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let part = OptionalObject(PhantomData).visit_some(deserializer)?;
+        part.map(Self)
+            .ok_or_else(|| D::Error::custom("an object is wanted"))
+    }
 }
 
 struct OptionalObject<T>(PhantomData<T>);

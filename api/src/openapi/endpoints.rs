@@ -2,8 +2,9 @@
 //! The endpoints, in the order of their paths.
 
 use utoipa::openapi::path::HttpMethod::{Delete, Get, Patch, Put};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
-use super::{AnyJson, Endpoint};
+use super::{AnyJson, Endpoint, Query};
 use crate::balloon::{
     BalloonHinting, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, HintingStart,
 };
@@ -13,7 +14,9 @@ use crate::config::{
     VmConfig, Vsock,
 };
 use crate::instance::{InstanceInfo, VersionInfo};
+use crate::memory::{DirtyPages, DirtyRate, DirtyTracking, Mappings, ResidentPages, WorkingSet};
 use crate::route::{Action, VmPatch};
+use crate::snapshot::{CreateSnapshot, LoadSnapshotBody};
 
 const fn get(path: &'static str, id: &'static str, summary: &'static str) -> Endpoint {
     Endpoint::new(Get, path, id, summary)
@@ -31,7 +34,31 @@ const fn delete(path: &'static str, id: &'static str, summary: &'static str) -> 
     Endpoint::new(Delete, path, id, summary).refused()
 }
 
-pub(super) static ENDPOINTS: [Endpoint; 44] = [
+/// How pages that were written are named.
+const FORM: Query = Query {
+    name: "form",
+    description: "Whether pages are named by a bitmap or by ranges.",
+    schema: || {
+        let values = ["bitmap", "ranges"];
+        let text = ObjectBuilder::new().schema_type(Type::String);
+        text.enum_values(Some(values))
+            .default(Some("bitmap".into()))
+            .into()
+    },
+};
+
+/// How long pages that are written are counted.
+const WINDOW: Query = Query {
+    name: "window_ms",
+    description: "How long to count, in milliseconds.",
+    schema: || {
+        let number = ObjectBuilder::new().schema_type(Type::Integer);
+        let number = number.minimum(Some(1)).maximum(Some(60_000));
+        number.default(Some(1000.into())).into()
+    },
+};
+
+pub(super) static ENDPOINTS: [Endpoint; 50] = [
     get(
         "/",
         "describeInstance",
@@ -171,6 +198,50 @@ pub(super) static ENDPOINTS: [Endpoint; 44] = [
     .before_start()
     .deprecates(),
     get(
+        "/memory",
+        "getMemory",
+        "brume and E2B only: pages that the host holds, while paused",
+    )
+    .gives::<ResidentPages>()
+    .after_start(),
+    get(
+        "/memory/dirty",
+        "getMemoryDirty",
+        "brume and E2B only: pages that were written",
+    )
+    .may_ask(FORM)
+    .gives::<DirtyPages>()
+    .after_start(),
+    put(
+        "/memory/dirty",
+        "putMemoryDirty",
+        "brume only: note which pages are written, or forget it",
+    )
+    .takes::<DirtyTracking>(r#"{"tracking": "Reset"}"#)
+    .after_start(),
+    get(
+        "/memory/dirty/rate",
+        "getMemoryDirtyRate",
+        "brume only: how fast pages are written",
+    )
+    .may_ask(WINDOW)
+    .gives::<DirtyRate>()
+    .after_start(),
+    get(
+        "/memory/mappings",
+        "getMemoryMappings",
+        "brume and E2B only: where the memory is in the machine's process",
+    )
+    .gives::<Mappings>()
+    .after_start(),
+    put(
+        "/memory/working-set",
+        "putMemoryWorkingSet",
+        "brume only: write down which pages are in use, to read them first at a restore",
+    )
+    .takes::<WorkingSet>(r#"{"path": "/snapshot/working-set"}"#)
+    .after_start(),
+    get(
         "/metrics",
         "getMetrics",
         "brume only: what was counted, for Prometheus",
@@ -240,12 +311,26 @@ pub(super) static ENDPOINTS: [Endpoint; 44] = [
     )
     .takes::<Serial>(r#"{"serial_out_path": "/serial.log"}"#)
     .before_start(),
-    put("/snapshot/create", "createSnapshot", "Write a snapshot")
-        .takes::<AnyJson>("{}")
-        .refused(),
-    put("/snapshot/load", "loadSnapshot", "Read a snapshot")
-        .takes::<AnyJson>("{}")
-        .refused(),
+    put(
+        "/snapshot/create",
+        "createSnapshot",
+        "Write a machine that is paused to files",
+    )
+    .takes::<CreateSnapshot>(
+        r#"{"snapshot_path": "/snapshot/state", "mem_file_path": "/snapshot/memory"}"#,
+    )
+    .after_start(),
+    put(
+        "/snapshot/load",
+        "loadSnapshot",
+        "Make a machine from the files of another",
+    )
+    .takes::<LoadSnapshotBody>(
+        r#"{"snapshot_path": "/snapshot/state", "mem_backend": {"backend_type": "File",
+            "backend_path": "/snapshot/memory"}, "resume_vm": true}"#,
+    )
+    .before_start()
+    .deprecates(),
     get("/version", "getFirecrackerVersion", "The version").gives::<VersionInfo>(),
     patch(
         "/vm",

@@ -15,6 +15,9 @@ use crate::config::VmConfig;
 use crate::events::{EventHub, MachineEvent};
 use crate::fault::Fault;
 use crate::instance::{InstanceInfo, VersionInfo};
+use crate::memory::{
+    DirtyForm, DirtyPages, DirtyRate, DirtyRegion, Mapping, Mappings, MemoryRequest, ResidentPages,
+};
 use crate::request::{Answer, Controller, Reply, Request};
 use crate::route::parse;
 use crate::server::Server;
@@ -56,7 +59,8 @@ pub(super) fn validator(name: &str) -> Validator {
 fn the_files_are_the_document() {
     let head = "# SPDX-License-Identifier: Apache-2.0\n# Made from the types of the control API.\n";
     let yaml = format!("{head}{}", yaml_serde::to_string(&document()).unwrap());
-    // To older readers of YAML it is a boolean.
+    // To older readers of YAML they are booleans.
+    let yaml = yaml.replace("- On\n", "- 'On'\n");
     let yaml = yaml.replace("- Off\n", "- 'Off'\n");
     let json = serde_json::to_string(&document()).unwrap();
     let files = [
@@ -184,8 +188,47 @@ impl Machine {
                 host_cmd: 1,
                 guest_cmd: None,
             }),
+            Request::Memory(request) => match request {
+                MemoryRequest::GetDirty { form } => Answer::json(&dirty_pages(form)),
+                MemoryRequest::GetDirtyRate { window_ms } => Answer::json(&DirtyRate {
+                    window_ms: window_ms.into(),
+                    pages_per_second: 1,
+                    bytes_per_second: 4096,
+                    vcpus: Some(vec![1, 0]),
+                }),
+                MemoryRequest::GetMappings => Answer::json(&Mappings {
+                    mappings: vec![Mapping {
+                        base_host_virt_addr: 0x7fff_0000_0000,
+                        size: 1 << 27,
+                        offset: 0,
+                        page_size: 4096,
+                    }],
+                }),
+                MemoryRequest::GetMemory => Answer::json(&ResidentPages {
+                    resident: vec![3],
+                    empty: vec![1],
+                }),
+                _ => Ok(Answer::done()),
+            },
             _ => Err(Fault::new("Not here.")),
         }
+    }
+}
+
+fn dirty_pages(form: DirtyForm) -> DirtyPages {
+    let ranges = form == DirtyForm::Ranges;
+    DirtyPages {
+        tracking: true,
+        page_size: 4096,
+        dirty_pages: 2,
+        bitmap: (!ranges).then(|| vec![0b110, 0]),
+        regions: vec![DirtyRegion {
+            guest_address: 0,
+            size: 1 << 19,
+            offset: 0,
+            dirty_pages: 2,
+            ranges: ranges.then(|| vec![[1, 2]]),
+        }],
     }
 }
 
@@ -228,6 +271,17 @@ fn answers_are_as_their_schemas_say() {
     get("/machine-config", "MachineConfig");
     get("/balloon/statistics", "BalloonStatistics");
     get("/balloon/hinting/status", "BalloonHinting");
+    let pages = get("/memory/dirty", "DirtyPages");
+    assert_eq!(pages["bitmap"], json!([6, 0]));
+    let pages = get("/memory/dirty?form=ranges", "DirtyPages");
+    assert_eq!(pages["regions"][0]["ranges"], json!([[1, 2]]));
+    let rate = get("/memory/dirty/rate?window_ms=20", "DirtyRate");
+    assert_eq!(rate["window_ms"], 20);
+    get("/memory/mappings", "Mappings");
+    get("/memory", "ResidentPages");
+    // A query means nothing elsewhere.
+    get("/?form=none", "InstanceInfo");
+    check("GET", "/memory/dirty?form=none", "", 400, "Fault");
     check("GET", "/nothing", "", 400, "Fault");
     check("PUT", "/drives/a", &" ".repeat(1001), 413, "Fault");
     let answered = get("/openapi.json", "AnyJson");

@@ -226,7 +226,7 @@ fn what_is_not_there_yet_says_so() {
     for (method, path) in [
         ("PUT", "/pmem/a"),
         ("GET", "/hotplug/memory"),
-        ("PUT", "/snapshot/load"),
+        ("PATCH", "/hotplug/memory"),
     ] {
         let body = if method == "GET" { "" } else { "{}" };
         let text = refusal(method, path, body);
