@@ -102,14 +102,18 @@ pub(crate) struct NamedDevice {
 }
 
 /// A virtio device in its place.
-pub(crate) type SharedTransport = Arc<Mutex<MmioTransport>>;
+pub(crate) struct NamedTransport {
+    /// What it is called in events and files.
+    pub(crate) name: String,
+    pub(crate) transport: Arc<Mutex<MmioTransport>>,
+}
 
 /// Puts virtio devices on the bus, one after the other.
 pub(crate) struct VirtioSlots<'a> {
     vm: &'a Vm,
     memory: &'a GuestMemory,
     events: &'a EventSender,
-    pub(crate) transports: Vec<SharedTransport>,
+    pub(crate) transports: Vec<NamedTransport>,
     /// Where the devices are, for the firmware tables.
     pub(crate) places: Vec<MmioDevice>,
 }
@@ -141,9 +145,9 @@ impl<'a> VirtioSlots<'a> {
 
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         self.vm.wire_interrupt(&irq, gsi)?;
-        let events = self.events.clone();
+        let (events, failed) = (self.events.clone(), name.clone());
         let failure = Interrupt::from_fn(move || {
-            events.send(Event::DeviceFailed(name.clone()));
+            events.send(Event::DeviceFailed(failed.clone()));
         });
         let signals = DeviceSignals::new(Interrupt::from_event(irq)).with_failure(failure);
         let core = TransportCore::new(device, self.memory.clone(), signals)?;
@@ -152,7 +156,7 @@ impl<'a> VirtioSlots<'a> {
         }
         let transport = Arc::new(Mutex::new(MmioTransport::new(core)));
         buses.mmio.insert(address, MMIO_SIZE, transport.clone())?;
-        self.transports.push(transport);
+        self.transports.push(NamedTransport { name, transport });
         self.places.push(MmioDevice {
             address,
             size: MMIO_SIZE,

@@ -4,33 +4,30 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use brume_api::config::{BootSource, ConfigError, Drive, VmConfig};
 use brume_boot::{
-    BootError, BootRequest, DeviceArguments, KernelProtocol, Registers, UnknownProtocol, layout,
+    BootError, BootRequest, DeviceArguments, KernelProtocol, Registers, UnknownProtocol,
 };
 use brume_devices::BusError;
 use brume_virtio::VirtioDevice;
 use brume_virtio::rng::Rng;
 use kvm_ioctls::Cap;
 use thiserror::Error;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::attach::{self, AttachError, NamedDevice, VirtioSlots};
+use crate::assemble::{Assembly, Outside};
+use crate::attach::{self, AttachError, NamedDevice};
 use crate::balloon;
-use crate::chipset::{Buses, StartClock};
+use crate::chipset::StartClock;
 use crate::controls::Controls;
-use crate::cpu::{
-    CpuError, CpuPlan, VcpuBuses, VcpuHandle, change_cpuid, check_capabilities, set_up,
-};
+use crate::cpu::{CpuError, CpuPlan, VcpuHandle, change_cpuid, check_capabilities, set_up};
 use crate::event::{EventSender, event_queue};
 use crate::instance::Description;
-use crate::kvm::{KvmError, Vm};
-use crate::machine::{Machine, MachineParts};
-use crate::memory::{self, MemoryError};
+use crate::kvm::KvmError;
+use crate::machine::{Machine, MachineParts, Start};
+use crate::memory::{self, Backing, MachineMemory, MemoryError};
 use crate::mmds::stack_on;
-use crate::serial::{self, SerialError};
+use crate::serial::SerialError;
 use crate::telemetry::{MetricsError, Telemetry};
 
 /// A machine that cannot be built.
@@ -140,44 +137,23 @@ impl MachineParts {
         let machine = &config.machine_config;
         let kernel = open_kernel(&config.boot_source)?;
         let initrd = open_initrd(&config.boot_source)?;
-        let memory = memory::map(machine.memory_bytes(), machine.huge_pages)?;
-        let (devices, mut controls) = open_devices(description)?;
-
-        let counters = controls.serial.clone();
-        let output = serial::output(config.serial.as_ref(), options.console, counters.clone())?;
-
-        let vm = Vm::new(&memory, machine.track_dirty_pages)?;
-        let mut buses = Buses::default();
-        let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        vm.wire_interrupt(&irq, layout::COM1_GSI)?;
-        let console = buses.add_serial(output, irq, room, counters)?;
-        let keys = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        vm.wire_interrupt(&keys, layout::KEYBOARD_GSI)?;
-        let (keyboard, counters) = buses.add_power(sender, keys)?;
-        controls.keyboard = Some(keyboard);
-        controls.keyboard_counters = counters;
-        buses.add_panic_port(sender)?;
-        if let Some(clock) = options.clock {
-            buses.add_boot_timer(clock)?;
-        }
-        let mut slots = VirtioSlots::new(&vm, &memory, sender);
-        for device in devices {
-            slots.add(&mut buses, device)?;
-        }
-        let VirtioSlots {
-            transports, places, ..
-        } = slots;
+        let guest = memory::map(machine.memory_bytes(), machine.huge_pages)?;
+        let memory = MachineMemory::new(guest, Backing::Zeros);
+        let outside = Outside {
+            console: options.console,
+            clock: options.clock,
+        };
+        let assembly = Assembly::new(description, memory, outside, sender)?;
 
         let boot = brume_boot::load(
-            &memory,
+            &assembly.memory.guest,
             &BootRequest {
                 kernel: &kernel,
                 initrd: initrd.as_ref(),
                 cmdline: &command_line(config),
                 protocol: protocol(&config.boot_source)?,
                 vcpus: machine.vcpu_count,
-                devices: &places,
+                devices: &assembly.places,
                 device_arguments: if options.always_name_devices {
                     DeviceArguments::Always
                 } else {
@@ -187,27 +163,20 @@ impl MachineParts {
         )?;
         tracing::debug!("kernel loaded by {:?} at {:x?}", boot.protocol, boot.kernel);
 
-        let buses = VcpuBuses {
-            pio: Arc::new(buses.pio),
-            mmio: Arc::new(buses.mmio),
-        };
-        let vcpus = make_vcpus(&vm, config, &boot.registers, &buses, sender)?;
+        let vcpus = make_vcpus(&assembly, config, &boot.registers, sender)?;
         Ok(Self {
             vcpus,
-            transports,
-            controls,
-            console,
-            vm,
+            assembly,
+            start: Start::Fresh,
         })
     }
 }
 
 /// Makes the vCPUs with their threads, held; the first one starts with `registers`.
 fn make_vcpus(
-    vm: &Vm,
+    Assembly { vm, buses, .. }: &Assembly,
     config: &VmConfig,
     registers: &Registers,
-    buses: &VcpuBuses,
     sender: &EventSender,
 ) -> Result<Vec<VcpuHandle>, BuildError> {
     let template = config.cpu_config.clone().unwrap_or_default();
@@ -225,7 +194,7 @@ fn make_vcpus(
     for index in 0..plan.vcpus {
         let vcpu = vm.create_vcpu(index)?;
         set_up(&vcpu, index, &plan, (index == 0).then_some(registers))?;
-        let handle = VcpuHandle::spawn(index, vcpu, buses.clone(), sender.clone())?;
+        let handle = VcpuHandle::spawn(index, vcpu, vm.msrs.clone(), buses.clone(), sender.clone())?;
         vcpus.push(handle);
     }
     Ok(vcpus)
@@ -275,7 +244,7 @@ fn drives_in_order(config: &VmConfig) -> impl Iterator<Item = &Drive> {
 }
 
 /// The devices, in the order in which the guest finds them, and the handles on them.
-fn open_devices(description: &Description) -> Result<(Vec<NamedDevice>, Controls), AttachError> {
+pub(crate) fn open_devices(description: &Description) -> Result<(Vec<NamedDevice>, Controls), AttachError> {
     let Description { config, mmds, .. } = description;
     let mut devices = Vec::new();
     let mut add = |name: &str, device: Box<dyn VirtioDevice>| {

@@ -2,14 +2,15 @@
 //! The devices that every machine has, at their usual places.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use brume_boot::layout;
 use brume_devices::{
-    AcpiPower, BootTimer, Bus, BusError, I8042, I8042Counters, Interrupt, PvPanic, Serial,
-    SerialCounters,
+    AcpiPower, BootTimer, Bus, BusError, I8042, I8042Counters, I8042State, Interrupt, PvPanic,
+    PvPanicState, Serial, SerialCounters, SerialState, StateError,
 };
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::event::{Console, EventSender};
@@ -66,10 +67,14 @@ impl Buses {
     }
 
     /// Adds the port by which the guest's kernel says that it has panicked.
-    pub(crate) fn add_panic_port(&mut self, events: &EventSender) -> Result<(), BusError> {
+    pub(crate) fn add_panic_port(
+        &mut self,
+        events: &EventSender,
+    ) -> Result<Arc<Mutex<PvPanic>>, BusError> {
         let device = Arc::new(Mutex::new(PvPanic::new(events.guest_events())));
         let port = u64::from(layout::PVPANIC_PORT);
-        self.pio.insert(port, PvPanic::PORTS, device)
+        self.pio.insert(port, PvPanic::PORTS, device.clone())?;
+        Ok(device)
     }
 
     /// Adds the boot timer.
@@ -78,6 +83,49 @@ impl Buses {
         self.mmio
             .insert(layout::BOOT_TIMER_ADDRESS, layout::BOOT_TIMER_SIZE, timer)
     }
+}
+
+/// The devices that every machine has and that have a state.
+pub(crate) struct Chipset {
+    pub(crate) serial: Arc<Mutex<Serial>>,
+    pub(crate) keyboard: Arc<Mutex<I8042>>,
+    pub(crate) panic_port: Arc<Mutex<PvPanic>>,
+}
+
+/// What is kept of them.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ChipsetState {
+    serial: SerialState,
+    keyboard: I8042State,
+    panic_port: PvPanicState,
+}
+
+impl Chipset {
+    /// Takes their state, while no vCPU runs.
+    pub(crate) fn save(&self) -> ChipsetState {
+        ChipsetState {
+            serial: lock(&self.serial).save(),
+            keyboard: lock(&self.keyboard).save(),
+            panic_port: lock(&self.panic_port).save(),
+        }
+    }
+
+    /// Gives them a state, after the interrupt controllers have theirs.
+    ///
+    /// # Errors
+    ///
+    /// They cannot have that state.
+    pub(crate) fn restore(&self, state: ChipsetState) -> Result<(), StateError> {
+        lock(&self.serial).restore(state.serial)?;
+        lock(&self.keyboard).restore(state.keyboard)?;
+        lock(&self.panic_port).restore(state.panic_port);
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // The firmware tables tell the guest what the device takes.

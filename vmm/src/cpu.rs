@@ -7,12 +7,15 @@ mod exit;
 mod kick;
 mod report;
 mod setup;
+mod state;
 mod template;
 mod thread;
 
 pub(crate) use counters::VcpuCounts;
 pub use report::{FailureReport, VcpuFailure};
 pub(crate) use setup::{CpuPlan, set_up};
+pub use state::VcpuRestoreError;
+pub(crate) use state::VcpuState;
 pub use template::CpuError;
 pub(crate) use template::{change_cpuid, check_capabilities};
 pub(crate) use thread::{VcpuBuses, VcpuEnd, VcpuHandle, VcpuOutcome};

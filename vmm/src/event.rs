@@ -179,6 +179,11 @@ impl Console {
         Self { serial, room }
     }
 
+    /// The port.
+    pub(crate) fn serial(&self) -> &Arc<Mutex<Serial>> {
+        &self.serial
+    }
+
     /// Types `input`; how many bytes of it were taken. The rest is for when
     /// [`Console::room`] was written.
     pub fn push(&self, input: &[u8]) -> usize {

@@ -10,12 +10,12 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brume_api::config::VmConfig;
 use brume_api::{
-    Answer, ApiMetrics, Controller, EventHub, Fault, InstanceInfo, Reply, Request as ApiRequest,
-    Section, VersionInfo,
+    Answer, ApiMetrics, Controller, EventHub, Fault, InstanceInfo, LoadSnapshot, MachineEvent,
+    Reply, Request as ApiRequest, Section, VersionInfo,
 };
 use brume_mmds::SharedMmds;
 use brume_virtio::net::Tap;
@@ -31,6 +31,7 @@ use crate::lifecycle::VmState;
 use crate::machine::{Machine, MachineParts, RunError, WakeUp};
 use crate::metrics::{self, Counts};
 use crate::mmds;
+use crate::snapshot::LoadError;
 use crate::telemetry::{SharedState, Telemetry};
 
 /// The version of Firecracker whose interface this is.
@@ -131,12 +132,32 @@ pub(crate) fn too_late() -> Fault {
     Fault::new(TOO_LATE)
 }
 
+/// The fault of a snapshot that is to be loaded into something that is no blank page.
+pub(crate) fn load_not_allowed() -> Fault {
+    Fault::new(
+        "Load snapshot error: Loading a microVM snapshot not allowed after configuring \
+         boot-specific resources.",
+    )
+}
+
 /// How the time before the start came to its end.
 pub enum Outcome {
     /// There is a machine, which is to be run.
     Machine(Box<Machine>),
     /// It was asked to stop.
     Stopped(StopReason),
+    /// A snapshot could not be loaded, which ends a process.
+    LoadFailed(LoadError),
+}
+
+/// Where what a client has asked for has led.
+enum Next {
+    /// There is a machine.
+    Built(Box<MachineParts>),
+    /// It was asked to stop.
+    Stop(StopReason),
+    /// A snapshot could not be loaded.
+    LoadFailed(LoadError),
 }
 
 /// Makes what a machine needs besides its configuration, for each try to start one.
@@ -153,6 +174,8 @@ pub struct Instance {
     queue: EventQueue,
     options: MakeOptions,
     set_logger: SetLogger,
+    /// Whether clients have begun to describe a machine.
+    described: bool,
 }
 
 impl Instance {
@@ -176,6 +199,7 @@ impl Instance {
             queue,
             options,
             set_logger,
+            described: false,
         })
     }
 
@@ -216,8 +240,7 @@ impl Instance {
     pub fn build(mut self) -> Result<Machine, BuildError> {
         let options = (self.options)()?;
         let parts = MachineParts::build(&self.description, options, &self.sender)?;
-        let queue = (self.sender, self.queue);
-        Ok(Machine::new(parts, queue, self.description, self.telemetry))
+        Ok(self.into_machine(parts))
     }
 
     /// Takes requests on the calling thread until there is a machine or the wish for an end, and
@@ -236,69 +259,61 @@ impl Instance {
             .map(|subscriber| manager.add_subscriber(subscriber))
             .collect();
         manager.add_subscriber(Box::new(WakeUp(self.queue.wake())));
-        let mut built = None;
-        let stopped = loop {
+        let next = loop {
             match manager.run() {
                 Err(Error::Epoll(errno)) if errno.errno() == libc::EINTR => {}
                 result => drop(result.map_err(RunError::EventLoop)?),
             }
-            let mut end = None;
-            while end.is_none()
+            let mut next = None;
+            while next.is_none()
                 && let Some(event) = self.queue.next()
             {
-                end = self.take(event, &mut built);
+                next = self.take(event);
             }
-            if let Some(end) = end {
-                break end;
+            if let Some(next) = next {
+                break next;
             }
         };
         let subscribers = ids
             .into_iter()
             .filter_map(|id| manager.remove_subscriber(id).ok())
             .collect();
-        let outcome = match (built, stopped) {
-            (Some(parts), None) => {
-                let queue = (self.sender, self.queue);
-                let machine = Machine::new(parts, queue, self.description, self.telemetry);
-                Outcome::Machine(Box::new(machine))
-            }
-            (_, reason) => Outcome::Stopped(reason.unwrap_or(StopReason::Api)),
+        let outcome = match next {
+            Next::Built(parts) => Outcome::Machine(Box::new(self.into_machine(*parts))),
+            Next::Stop(reason) => Outcome::Stopped(reason),
+            Next::LoadFailed(error) => Outcome::LoadFailed(error),
         };
         Ok((outcome, subscribers))
     }
 
-    /// Takes one thing from the queue; `Some` ends the wait, with the reason if it is for a stop.
-    fn take(
-        &mut self,
-        event: Event,
-        built: &mut Option<MachineParts>,
-    ) -> Option<Option<StopReason>> {
+    fn into_machine(self, parts: MachineParts) -> Machine {
+        let queue = (self.sender, self.queue);
+        Machine::new(parts, queue, self.description, self.telemetry)
+    }
+
+    /// Takes one thing from the queue; `Some` ends the wait.
+    fn take(&mut self, event: Event) -> Option<Next> {
         let Event::Request(request) = event else {
             return None;
         };
         match request {
-            Request::Stop(reason) => return Some(Some(reason)),
+            Request::Stop(reason) => return Some(Next::Stop(reason)),
             Request::State(reply) => drop(reply.send(VmState::NotStarted)),
             Request::Pause(reply) | Request::Resume(reply) => drop(reply),
             Request::Api(call) if call.request == ApiRequest::Stop => {
                 call.answer(|_| Ok(Answer::done()));
-                return Some(Some(StopReason::Api));
+                return Some(Next::Stop(StopReason::Api));
             }
             Request::Api(call) => {
-                call.answer(|request| self.call(request, built));
-                if built.is_some() {
-                    return Some(None);
-                }
+                let mut next = None;
+                call.answer(|request| self.call(request, &mut next));
+                return next;
             }
         }
         None
     }
 
-    fn call(
-        &mut self,
-        request: ApiRequest,
-        built: &mut Option<MachineParts>,
-    ) -> Result<Answer, Fault> {
+    fn call(&mut self, request: ApiRequest, next: &mut Option<Next>) -> Result<Answer, Fault> {
         if let Some(answer) = self.description.answer(&request, VmState::NotStarted) {
             return answer;
         }
@@ -306,16 +321,72 @@ impl Instance {
             ApiRequest::Configure(section) => self.configure(*section),
             ApiRequest::GetMetrics => Ok(Answer::Metrics(metrics::text(&self.counts()))),
             ApiRequest::Start => {
-                *built = Some(self.start()?);
+                *next = Some(Next::Built(Box::new(self.start()?)));
                 // It is as good as running for whoever hears that it was started.
                 self.telemetry.state.set(VmState::Running);
                 Ok(Answer::done())
             }
+            ApiRequest::LoadSnapshot(_) if self.described => Err(load_not_allowed()),
+            ApiRequest::LoadSnapshot(request) => self.load(&request, next),
             _ => Err(Fault::new(TOO_EARLY)),
         }
     }
 
+    /// Makes a machine from a snapshot. If it cannot be made, that is the end, as at Firecracker.
+    fn load(
+        &mut self,
+        request: &LoadSnapshot,
+        next: &mut Option<Next>,
+    ) -> Result<Answer, Fault> {
+        match self.try_load(request) {
+            Ok(parts) => {
+                *next = Some(Next::Built(Box::new(parts)));
+                let state = if request.resume_vm {
+                    VmState::Running
+                } else {
+                    VmState::Paused
+                };
+                self.telemetry.state.set(state);
+                Ok(Answer::done())
+            }
+            Err(error) => {
+                let why = Fault::from_error(&error).message;
+                *next = Some(Next::LoadFailed(error));
+                let text = format!("Load snapshot error: Failed to restore from snapshot: {why}");
+                Err(Fault::new(text))
+            }
+        }
+    }
+
+    fn try_load(&mut self, request: &LoadSnapshot) -> Result<MachineParts, LoadError> {
+        let begun = Instant::now();
+        let options = (self.options)().map_err(BuildError::from)?;
+        let parts =
+            MachineParts::restore(&mut self.description, request, options, &self.sender)?;
+        self.telemetry.times.load_snapshot = begun.elapsed();
+        self.telemetry.events.publish(MachineEvent::SnapshotLoaded {
+            snapshot_path: request.snapshot_path.display().to_string(),
+        });
+        Ok(parts)
+    }
+
+    /// Makes a machine from a snapshot at once.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be made; all that was made for it is gone again then.
+    pub fn restore(mut self, request: &LoadSnapshot) -> Result<Machine, LoadError> {
+        let parts = self.try_load(request)?;
+        Ok(self.into_machine(parts))
+    }
+
     fn configure(&mut self, section: Section) -> Result<Answer, Fault> {
+        // The log, the metrics and the serial port are the process's own.
+        let own = matches!(
+            section,
+            Section::Logger(_) | Section::Metrics(_) | Section::Serial(_)
+        );
+        self.described |= !own;
         check_files(&section)?;
         let logger = match &section {
             Section::Logger(logger) => Some(logger.clone()),

@@ -9,6 +9,7 @@ mod dirty_log;
 mod state;
 
 use std::io;
+use std::sync::Arc;
 
 use brume_boot::layout;
 use brume_virtio::GuestMemory;
@@ -70,7 +71,7 @@ pub(crate) struct Vm {
     /// The CPUID that host and KVM support.
     pub(crate) cpuid: CpuId,
     /// The model-specific registers that KVM knows.
-    pub(crate) msrs: Vec<u32>,
+    pub(crate) msrs: Arc<[u32]>,
     /// How pages leave the log of those that were written.
     pub(crate) log_mode: LogMode,
     // After the VM, which has the memory mapped.
@@ -96,7 +97,7 @@ impl Vm {
         let mut vm = Self {
             fd,
             cpuid,
-            msrs: msrs.as_slice().to_vec(),
+            msrs: msrs.as_slice().into(),
             log_mode: LogMode::ClearedByRead,
             memory: memory.clone(),
         };

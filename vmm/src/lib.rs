@@ -7,12 +7,14 @@
 //! that thread through one queue. [`Instance`] is the machine before that, while clients of the
 //! control API still describe it.
 
+mod assemble;
 mod attach;
 mod balloon;
 mod build;
 mod chipset;
 mod controls;
 mod cpu;
+mod dirty;
 mod event;
 mod instance;
 mod kvm;
@@ -21,19 +23,22 @@ mod machine;
 mod memory;
 mod metrics;
 mod mmds;
+mod page_set;
 mod serial;
+mod snapshot;
 mod telemetry;
 
 pub use attach::AttachError;
 pub use build::{BuildError, BuildOptions};
-pub use cpu::{CpuError, FailureReport, VcpuFailure};
+pub use cpu::{CpuError, FailureReport, VcpuFailure, VcpuRestoreError};
 pub use event::{Console, MachineHandle, RequestError, StopReason};
 pub use instance::{
     ApiController, Description, FIRECRACKER_VERSION, Instance, MakeOptions, Outcome, SetLogger,
 };
-pub use kvm::KvmError;
+pub use kvm::{KvmError, VmRestoreError};
 pub use lifecycle::{IllegalTransition, VmEvent, VmState};
 pub use machine::{Ending, Machine, RunError};
 pub use memory::MemoryError;
 pub use serial::SerialError;
+pub use snapshot::{CreateError, LoadError};
 pub use telemetry::{MetricsError, open_lines};

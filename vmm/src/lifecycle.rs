@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! NotStarted --Start--> Running --Pause--> Paused --Resume--> Running
-//!      |                   |                 |
-//!      +-------Stop--------+------Stop-------+-----> Stopped
+//!      |    \              |                 ^  |
+//!      |     +---Restore---|-----------------+  |
+//!      +-------Stop--------+------Stop----------+--> Stopped
 //! ```
 
 use thiserror::Error;
@@ -27,6 +28,8 @@ pub enum VmState {
 pub enum VmEvent {
     /// The first start.
     Start,
+    /// The state of another machine was taken on.
+    Restore,
     /// A pause.
     Pause,
     /// The end of a pause.
@@ -66,7 +69,9 @@ impl VmState {
             (Self::NotStarted, VmEvent::Start) | (Self::Paused, VmEvent::Resume) => {
                 Ok(Self::Running)
             }
-            (Self::Running, VmEvent::Pause) => Ok(Self::Paused),
+            (Self::Running, VmEvent::Pause) | (Self::NotStarted, VmEvent::Restore) => {
+                Ok(Self::Paused)
+            }
             (Self::NotStarted | Self::Running | Self::Paused, VmEvent::Stop) => Ok(Self::Stopped),
             (state, event) => Err(IllegalTransition { state, event }),
         }
@@ -82,13 +87,13 @@ mod tests {
     #[test]
     fn every_state_by_every_event() {
         let table = [
-            (NotStarted, [Some(Running), None, None, Some(Stopped)]),
-            (Running, [None, Some(Paused), None, Some(Stopped)]),
-            (Paused, [None, None, Some(Running), Some(Stopped)]),
-            (Stopped, [None, None, None, None]),
+            (NotStarted, [Some(Running), Some(Paused), None, None, Some(Stopped)]),
+            (Running, [None, None, Some(Paused), None, Some(Stopped)]),
+            (Paused, [None, None, None, Some(Running), Some(Stopped)]),
+            (Stopped, [None, None, None, None, None]),
         ];
         for (state, row) in table {
-            for (event, expected) in [Start, Pause, Resume, Stop].into_iter().zip(row) {
+            for (event, expected) in [Start, Restore, Pause, Resume, Stop].into_iter().zip(row) {
                 let expected = expected.ok_or(IllegalTransition { state, event });
                 assert_eq!(state.next(event), expected, "{state:?} by {event:?}");
             }

@@ -5,6 +5,8 @@
 //! arrives in the queue, and is the only one to change the machine's state. Lock order: the owner
 //! takes one transport's lock at a time, and only when all vCPUs are held or gone.
 
+mod snapshot;
+
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -21,14 +23,18 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::attach::SharedTransport;
+use crate::assemble::Assembly;
+use crate::attach::NamedTransport;
 use crate::balloon;
+use crate::chipset::Chipset;
 use crate::controls::Controls;
 use crate::cpu::{VcpuEnd, VcpuFailure, VcpuHandle, VcpuOutcome};
+use crate::dirty::DirtyTracker;
 use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Request, StopReason};
-use crate::instance::{Description, too_late};
+use crate::instance::{Description, load_not_allowed, too_late};
 use crate::kvm::Vm;
 use crate::lifecycle::{IllegalTransition, VmEvent, VmState};
+use crate::memory::MachineMemory;
 use crate::metrics::{self, Ballooned, Counts};
 use crate::telemetry::{METRICS_PERIOD, MetricsError, Telemetry, timed};
 
@@ -59,32 +65,47 @@ pub enum RunError {
     Timer(#[source] std::io::Error),
 }
 
+/// How a machine begins.
+pub(crate) enum Start {
+    /// With a kernel.
+    Fresh,
+    /// Where another one was paused.
+    Restored {
+        /// What its devices had in hand, in the order of the transports.
+        queues: Vec<RunningQueues>,
+        /// Whether it goes on at once.
+        resume: bool,
+    },
+}
+
 /// What a machine is built of.
 pub(crate) struct MachineParts {
     // In the order in which they have to go: vCPUs before what they use.
     pub(crate) vcpus: Vec<VcpuHandle>,
-    pub(crate) transports: Vec<SharedTransport>,
-    pub(crate) controls: Controls,
-    pub(crate) console: Console,
-    pub(crate) vm: Vm,
+    pub(crate) assembly: Assembly,
+    pub(crate) start: Start,
 }
 
 /// A machine: vCPUs, memory and devices.
 pub struct Machine {
     // In the order in which they have to go: vCPUs before what they use.
-    vcpus: Vec<VcpuHandle>,
-    transports: Vec<SharedTransport>,
-    controls: Controls,
+    pub(crate) vcpus: Vec<VcpuHandle>,
+    pub(crate) transports: Vec<NamedTransport>,
+    pub(crate) controls: Controls,
+    pub(crate) chipset: Chipset,
     /// The queues of paused devices, in the order of `transports`.
-    paused: Vec<RunningQueues>,
-    state: VmState,
-    description: Description,
-    telemetry: Telemetry,
+    pub(crate) paused: Vec<RunningQueues>,
+    pub(crate) state: VmState,
+    pub(crate) description: Description,
+    pub(crate) telemetry: Telemetry,
     console: Console,
-    sender: EventSender,
+    pub(crate) sender: EventSender,
     queue: EventQueue,
     end: Option<Result<Ending, RunError>>,
-    _vm: Vm,
+    pub(crate) tracker: DirtyTracker,
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) memory: MachineMemory,
+    begin: Start,
 }
 
 impl Machine {
@@ -95,19 +116,24 @@ impl Machine {
         description: Description,
         telemetry: Telemetry,
     ) -> Self {
+        let assembly = parts.assembly;
         Self {
             vcpus: parts.vcpus,
-            transports: parts.transports,
-            controls: parts.controls,
+            transports: assembly.transports,
+            controls: assembly.controls,
+            chipset: assembly.chipset,
             paused: Vec::new(),
             state: VmState::NotStarted,
             description,
             telemetry,
-            console: parts.console,
+            console: assembly.console,
             sender,
             queue,
             end: None,
-            _vm: parts.vm,
+            tracker: assembly.tracker,
+            vm: assembly.vm,
+            memory: assembly.memory,
+            begin: parts.start,
         }
     }
 
@@ -160,16 +186,29 @@ impl Machine {
     }
 
     fn start(&mut self) {
-        // Only a machine that was never started can be run.
-        if let Ok(next) = self.state.next(VmEvent::Start) {
-            self.enter(next);
-            // From now on it is for the clients of the machine to remove, as at Firecracker.
-            if let Some(vsock) = &self.controls.vsock {
-                vsock.leave_socket();
-            }
-            self.vcpus.iter().for_each(VcpuHandle::proceed);
-            self.write_metrics();
+        // From now on it is for the clients of the machine to remove, as at Firecracker.
+        if let Some(vsock) = &self.controls.vsock {
+            vsock.leave_socket();
         }
+        // Only a machine that was never started is run, so no transition here is refused.
+        match std::mem::replace(&mut self.begin, Start::Fresh) {
+            Start::Fresh => {
+                if let Ok(next) = self.state.next(VmEvent::Start) {
+                    self.enter(next);
+                    self.vcpus.iter().for_each(VcpuHandle::proceed);
+                }
+            }
+            Start::Restored { queues, resume } => {
+                if let Ok(next) = self.state.next(VmEvent::Restore) {
+                    self.paused = queues;
+                    self.enter(next);
+                }
+                if resume {
+                    let _ = self.resume();
+                }
+            }
+        }
+        self.write_metrics();
     }
 
     /// Takes on a state and tells it.
@@ -246,9 +285,10 @@ impl Machine {
     }
 
     fn each_transport<T>(&self, mut action: impl FnMut(&mut TransportCore) -> T) -> Vec<T> {
-        let act = |transport: &SharedTransport| {
+        let act = |named: &NamedTransport| {
             action(
-                transport
+                named
+                    .transport
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .core(),
@@ -328,6 +368,8 @@ impl Machine {
         }
         match request {
             ApiRequest::Pause | ApiRequest::Resume => self.change_state(&request)?,
+            ApiRequest::CreateSnapshot(request) => self.create_snapshot(&request)?,
+            ApiRequest::LoadSnapshot(_) => return Err(load_not_allowed()),
             ApiRequest::Stop => {
                 // The answer has to be out before the process is gone.
                 self.sender

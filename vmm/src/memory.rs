@@ -9,16 +9,19 @@
 pub(crate) mod pagemap;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::sync::Arc;
 
 use brume_api::config::HugePages;
 use brume_boot::layout::{self, MemorySizeError};
+use brume_snapshot::data_ranges;
 use brume_virtio::GuestMemory;
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
+
+use crate::page_set;
 
 /// The size of a reserved huge page, in bytes.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -35,6 +38,9 @@ pub enum MemoryError {
     /// The host has not got the memory.
     #[error("Invalid Memory Configuration: Cannot create mmap region: {0}")]
     Map(String),
+    /// A memory file that cannot be read.
+    #[error("the memory file cannot be read")]
+    Read(#[source] io::Error),
     /// A memory file of another machine.
     #[error(
         "the memory file has {found} bytes and the machine {size}; is it the one that was written \
@@ -82,20 +88,46 @@ pub(crate) fn map(size: u64, pages: HugePages) -> Result<GuestMemory, MemoryErro
     GuestMemory::from_regions(regions).map_err(|error| MemoryError::Map(error.to_string()))
 }
 
+/// A machine's memory, and what is behind it.
+pub(crate) struct MachineMemory {
+    pub(crate) guest: GuestMemory,
+    pub(crate) regions: Vec<page_set::Region>,
+    /// In bytes.
+    pub(crate) size: u64,
+    pub(crate) backing: Backing,
+}
+
+/// What a page is that was not written yet.
+pub(crate) enum Backing {
+    /// Zeros.
+    Zeros,
+    /// What the file has there.
+    File(File),
+    /// What a process gives that was asked for it.
+    Uffd,
+}
+
+impl MachineMemory {
+    pub(crate) fn new(guest: GuestMemory, backing: Backing) -> Self {
+        let regions = page_set::regions(&guest);
+        Self {
+            size: regions.iter().map(|region| region.size).sum(),
+            guest,
+            regions,
+            backing,
+        }
+    }
+}
+
 /// Maps a memory file of `size` bytes. The guest's writes do not reach it, and what is not touched
 /// is not read.
 ///
 /// # Errors
 ///
 /// No machine has that size, or the file has another one.
-pub(crate) fn map_file(size: u64, file: File) -> Result<GuestMemory, MemoryError> {
-    let found = file.metadata().map_err(|error| MemoryError::Map(error.to_string()))?;
-    if found.len() != size {
-        return Err(MemoryError::FileSize {
-            found: found.len(),
-            size,
-        });
-    }
+pub(crate) fn map_file(size: u64, file: File) -> Result<MachineMemory, MemoryError> {
+    check_size(&file, size)?;
+    let own = file.try_clone().map_err(|error| MemoryError::Map(error.to_string()))?;
     let file = Arc::new(file);
     let mut offset = 0;
     let mut mapped = Vec::new();
@@ -104,7 +136,48 @@ pub(crate) fn map_file(size: u64, file: File) -> Result<GuestMemory, MemoryError
         mapped.push(region.map_err(MemoryError::Map)?);
         offset += size as u64;
     }
-    GuestMemory::from_regions(mapped).map_err(|error| MemoryError::Map(error.to_string()))
+    let guest = GuestMemory::from_regions(mapped);
+    let guest = guest.map_err(|error| MemoryError::Map(error.to_string()))?;
+    Ok(MachineMemory::new(guest, Backing::File(own)))
+}
+
+/// Maps `size` bytes of memory of such `pages` and reads them from a memory file, for pages that a
+/// file cannot be mapped as.
+///
+/// # Errors
+///
+/// As for [`map`] and [`map_file`], or the file cannot be read.
+pub(crate) fn read_file(
+    size: u64,
+    file: &File,
+    pages: HugePages,
+) -> Result<MachineMemory, MemoryError> {
+    check_size(file, size)?;
+    let guest = map(size, pages)?;
+    let memory = MachineMemory::new(guest, Backing::Zeros);
+    let mut file = file;
+    for range in data_ranges(file, size).map_err(MemoryError::Read)? {
+        for region in &memory.regions {
+            let start = range.start.max(region.offset);
+            let end = range.end.min(region.offset + region.size);
+            let Ok(len @ 1..) = usize::try_from(end.saturating_sub(start)) else {
+                continue;
+            };
+            let address = GuestAddress(region.guest_address + (start - region.offset));
+            file.seek(SeekFrom::Start(start)).map_err(MemoryError::Read)?;
+            let read = memory.guest.read_exact_volatile_from(address, &mut file, len);
+            read.map_err(|error| MemoryError::Read(io::Error::other(error)))?;
+        }
+    }
+    Ok(memory)
+}
+
+fn check_size(file: &File, size: u64) -> Result<(), MemoryError> {
+    let found = file.metadata().map_err(MemoryError::Read)?.len();
+    if found == size {
+        return Ok(());
+    }
+    Err(MemoryError::FileSize { found, size })
 }
 
 fn map_part(start: GuestAddress, size: usize, part: FileOffset) -> Result<Region, String> {

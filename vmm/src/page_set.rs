@@ -78,6 +78,13 @@ impl PageSet {
         }
     }
 
+    /// All pages of a memory of `size` bytes.
+    pub(crate) fn full(size: u64) -> Self {
+        let mut set = Self::empty(size);
+        set.words.fill(u64::MAX);
+        set
+    }
+
     /// Bit `n` of word `m` is page `64 m + n`.
     pub(crate) fn words(&self) -> &[u64] {
         &self.words

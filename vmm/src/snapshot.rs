@@ -18,7 +18,6 @@ mod raw;
 mod restore;
 mod sections;
 
-pub(crate) use create::{Writer, create};
-pub use error::SnapshotError;
+pub(crate) use create::{Paused, Writer, pages_in_use};
+pub use error::{CreateError, LoadError};
 pub(crate) use raw::Raw;
-pub(crate) use restore::{Restored, restore};

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use brume_api::config::{MetricsConfig, VmConfig};
-use brume_api::{ApiMetrics, EventHub};
+use brume_api::{ApiMetrics, EventHub, SnapshotType};
 use thiserror::Error;
 
 use crate::instance::Description;
@@ -107,6 +107,22 @@ pub(crate) struct Times {
     pub(crate) pause: Duration,
     /// The last resume.
     pub(crate) resume: Duration,
+    /// The last full snapshot.
+    pub(crate) full_snapshot: Duration,
+    /// The last diff snapshot.
+    pub(crate) diff_snapshot: Duration,
+    /// How long it took until the machine was there, if it was made from a snapshot.
+    pub(crate) load_snapshot: Duration,
+}
+
+impl Times {
+    /// Takes how long a snapshot took.
+    pub(crate) fn took_snapshot(&mut self, kind: SnapshotType, time: Duration) {
+        match kind {
+            SnapshotType::Full => self.full_snapshot = time,
+            SnapshotType::Diff => self.diff_snapshot = time,
+        }
+    }
 }
 
 impl Telemetry {

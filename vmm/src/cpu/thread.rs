@@ -22,7 +22,9 @@ use super::counters::{VcpuCounters, VcpuCounts};
 use super::exit;
 use super::kick::{Kickable, install_handler, kick};
 use super::report::{FailureReport, VcpuFailure};
+use super::state::VcpuState;
 use crate::event::{Event, EventSender};
+use crate::kvm::KvmError;
 
 /// The buses that vCPUs exit to.
 #[derive(Clone)]
@@ -35,6 +37,8 @@ pub(crate) struct VcpuBuses {
 enum Command {
     /// Leave the guest in a consistent state, say so, and wait.
     Hold(Sender<()>),
+    /// Tell the state; only for a vCPU that is held.
+    Save(Sender<Result<VcpuState, KvmError>>),
     /// Go on.
     Continue,
     /// End.
@@ -68,6 +72,7 @@ impl VcpuHandle {
     pub(crate) fn spawn(
         index: u8,
         vcpu: VcpuFd,
+        msrs: Arc<[u32]>,
         buses: VcpuBuses,
         events: EventSender,
     ) -> io::Result<Self> {
@@ -84,6 +89,7 @@ impl VcpuHandle {
                 let outcome = Runner {
                     index,
                     vcpu,
+                    msrs,
                     buses,
                     commands: receiver,
                     counters: counted,
@@ -120,6 +126,14 @@ impl VcpuHandle {
         held
     }
 
+    /// Asks a vCPU that is held for its state.
+    pub(crate) fn save(&self) -> Receiver<Result<VcpuState, KvmError>> {
+        let (reply, saved) = channel();
+        // One that has ended drops the way to answer.
+        let _ = self.commands.send(Command::Save(reply));
+        saved
+    }
+
     /// Gives a command to a vCPU that may be in the guest.
     fn interrupt_with(&self, command: Command) {
         // A vCPU that has ended takes no commands, and needs none.
@@ -154,6 +168,8 @@ enum Step {
 struct Runner {
     index: u8,
     vcpu: Kickable,
+    /// The model-specific registers that KVM knows.
+    msrs: Arc<[u32]>,
     buses: VcpuBuses,
     commands: Receiver<Command>,
     counters: Arc<VcpuCounters>,
@@ -187,6 +203,11 @@ impl Runner {
             match self.commands.recv() {
                 Ok(Command::Continue) => return true,
                 Ok(Command::Hold(reply)) => drop(reply.send(())),
+                Ok(Command::Save(reply)) => {
+                    let state = VcpuState::save(&self.vcpu.vcpu, &self.msrs);
+                    // Whoever asked may have given up.
+                    let _ = reply.send(state);
+                }
                 Ok(Command::Stop) | Err(_) => return false,
             }
         }
@@ -211,7 +232,8 @@ impl Runner {
                 }
             }
             Ok(Command::Stop) => Step::End(None),
-            Ok(Command::Continue) | Err(_) => Step::Enter,
+            // A state is only asked for while it is held.
+            Ok(Command::Continue | Command::Save(_)) | Err(_) => Step::Enter,
         }
     }
 

@@ -210,7 +210,7 @@ mod tests {
     fn pages_of_a_file_are_our_own_once_they_are_written() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![7; usize::try_from(SIZE).unwrap()]).unwrap();
-        let memory = memory::map_file(SIZE, file).unwrap();
+        let memory = memory::map_file(SIZE, file).unwrap().guest;
         assert_eq!(memory.read_obj::<u8>(GuestAddress(5 * PAGE_SIZE)).unwrap(), 7);
         assert!(both(&memory, Wanted::Own).is_empty());
         assert!(both(&memory, Wanted::Mapped).contains(&5));

@@ -2,12 +2,12 @@
 //! The sections of a state file that the machine itself writes.
 
 use brume_api::config::VmConfig;
-use brume_devices::{I8042State, SerialState};
 use brume_snapshot::Saved;
 use brume_virtio::transport::TransportState;
 use serde::{Deserialize, Serialize};
 
 use super::mark::Mark;
+use crate::chipset::ChipsetState;
 use crate::cpu::VcpuState;
 use crate::kvm::VmKvmState;
 
@@ -68,17 +68,7 @@ impl Saved for VirtioSection {
     const VERSION: u32 = 1;
 }
 
-/// The devices that every machine has.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ChipsetSection {
-    /// The serial port.
-    pub(super) serial: SerialState,
-    /// The keyboard controller.
-    pub(super) keyboard: I8042State,
-}
-
-impl Saved for ChipsetSection {
+impl Saved for ChipsetState {
     const KIND: &'static str = "chipset";
     const VERSION: u32 = 1;
 }

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From a machine to its files.
+//!
+//! Everything goes to temporary files beside the ones that were asked for, which take their names
+//! when all is written and on the disk. So whatever happens, the old snapshot is there or the new.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::PoisonError;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use brume_api::config::VmConfig;
+use brume_api::{CreateSnapshot, SnapshotType};
+use brume_snapshot::{NewFile, StateWriter, clone_file, commit_pair};
+use brume_virtio::transport::RunningQueues;
+
+use super::error::CreateError;
+use super::mark::Mark;
+use super::memory_file::{self, Zeros};
+use super::sections::{MachineSection, MemorySection, VirtioSection};
+use crate::attach::NamedTransport;
+use crate::chipset::Chipset;
+use crate::cpu::VcpuHandle;
+use crate::kvm::{Vm, VmKvmState};
+use crate::memory::pagemap::{self, Wanted};
+use crate::memory::{Backing, MachineMemory};
+use crate::page_set::PageSet;
+
+/// What a state is taken from: a paused machine.
+pub(crate) struct Paused<'a> {
+    pub(crate) config: &'a VmConfig,
+    pub(crate) memory: &'a MachineMemory,
+    pub(crate) vm: &'a Vm,
+    pub(crate) vcpus: &'a [VcpuHandle],
+    pub(crate) transports: &'a [NamedTransport],
+    /// What each of the transports has handed over.
+    pub(crate) queues: &'a [RunningQueues],
+    pub(crate) chipset: &'a Chipset,
+}
+
+/// The files of a snapshot that is being written.
+pub(crate) struct Writer {
+    state: NewFile,
+    memory: Option<MemoryOut>,
+    mark: Mark,
+}
+
+struct MemoryOut {
+    file: NewFile,
+    path: PathBuf,
+    /// What the file has where nothing was written to it.
+    zeros: Zeros,
+}
+
+impl MemoryOut {
+    fn create(request: &CreateSnapshot, memory: &MachineMemory) -> Result<Option<Self>, CreateError> {
+        let Some(path) = request.mem_file_path.clone() else {
+            return Ok(None);
+        };
+        let file = NewFile::create(&path)?;
+        let fail = |source| CreateError::Memory {
+            path: path.clone(),
+            source,
+        };
+        file.file().set_len(memory.size).map_err(fail)?;
+        let base = match (request.snapshot_type, &memory.backing) {
+            (SnapshotType::Full, Backing::File(file)) => Some(file.try_clone().map_err(fail)?),
+            (SnapshotType::Full, _) => None,
+            // As at Firecracker, a diff goes into a file of the right size that is there already.
+            (SnapshotType::Diff, _) => File::open(&path)
+                .ok()
+                .filter(|file| file.metadata().is_ok_and(|found| found.len() == memory.size)),
+        };
+        if let Some(base) = &base {
+            clone_file(base, file.file(), memory.size).map_err(fail)?;
+        }
+        let empty = base.is_none() && request.snapshot_type == SnapshotType::Full;
+        let zeros = if empty { Zeros::Skipped } else { Zeros::Written };
+        Ok(Some(Self { file, path, zeros }))
+    }
+}
+
+impl Writer {
+    /// Makes the files. What a memory file is to have besides the pages that are written is in it
+    /// then: for a full snapshot of a machine whose memory came from a file, that file.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be made.
+    pub(crate) fn new(request: &CreateSnapshot, memory: &MachineMemory) -> Result<Self, CreateError> {
+        Ok(Self {
+            state: NewFile::create(&request.snapshot_path)?,
+            memory: MemoryOut::create(request, memory)?,
+            mark: Mark::new().map_err(|error| CreateError::Mark(Box::new(error)))?,
+        })
+    }
+
+    /// Writes `pages`; how many bytes that were.
+    ///
+    /// # Errors
+    ///
+    /// The file does not take them.
+    pub(crate) fn write(&self, memory: &MachineMemory, pages: &PageSet) -> Result<u64, CreateError> {
+        let Some(out) = &self.memory else {
+            return Ok(0);
+        };
+        memory_file::write(&memory.guest, &memory.regions, pages, out.file.file(), out.zeros)
+            .map_err(|source| CreateError::Memory {
+                path: out.path.clone(),
+                source,
+            })
+    }
+
+    /// From now on a page that has become zeros has to be written, because the file may have
+    /// another content of it.
+    pub(crate) fn overwrite(&mut self) {
+        if let Some(out) = &mut self.memory {
+            out.zeros = Zeros::Written;
+        }
+    }
+
+    /// Marks the memory. To be called with the vCPUs held, before the last pages are written.
+    ///
+    /// # Errors
+    ///
+    /// The guest has less memory than any.
+    pub(crate) fn mark(&self, memory: &MachineMemory) -> Result<(), CreateError> {
+        self.mark
+            .write(&memory.guest)
+            .map_err(|error| CreateError::Mark(Box::new(error)))
+    }
+
+    /// Takes the state of the machine.
+    ///
+    /// # Errors
+    ///
+    /// KVM does not show it.
+    pub(crate) fn state_of(&self, machine: &Paused<'_>) -> Result<Vec<u8>, CreateError> {
+        // All at once, so that none waits for another.
+        let vcpus: Vec<_> = machine.vcpus.iter().map(VcpuHandle::save).collect();
+        let mut state = StateWriter::new();
+        state.push(0, &machine_section(machine.config))?;
+        state.push(
+            0,
+            &MemorySection {
+                size: machine.memory.size,
+                mark: self.mark.clone(),
+            },
+        )?;
+        state.push(0, &VmKvmState::save(machine.vm)?)?;
+        for (id, vcpu) in (0..).zip(vcpus) {
+            let saved = vcpu.recv().map_err(|_| CreateError::VcpuEnded)?;
+            state.push(id, &saved?)?;
+        }
+        state.push(0, &machine.chipset.save())?;
+        for (id, (named, queues)) in (0..).zip(machine.transports.iter().zip(machine.queues)) {
+            let section = VirtioSection {
+                name: named.name.clone(),
+                transport: named
+                    .transport
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .save(queues),
+            };
+            state.push(id, &section)?;
+        }
+        Ok(state.finish())
+    }
+
+    /// Writes the state, gets everything onto the disk and gives the files their names.
+    ///
+    /// # Errors
+    ///
+    /// A file is not written; what was there before is there still.
+    pub(crate) fn commit(self, state: &[u8]) -> Result<(), CreateError> {
+        self.state.write_all(state)?;
+        match self.memory {
+            Some(memory) => commit_pair(memory.file, self.state)?,
+            None => self.state.commit()?,
+        }
+        Ok(())
+    }
+}
+
+/// The pages that a memory file of `kind` needs, if nobody has kept a journal.
+///
+/// # Errors
+///
+/// The host does not tell which are in use.
+pub(crate) fn pages_in_use(memory: &MachineMemory, kind: SnapshotType) -> Result<PageSet, CreateError> {
+    if matches!(memory.backing, Backing::Uffd) && kind == SnapshotType::Full {
+        // What was not touched yet is not known here, and comes when it is read.
+        return Ok(PageSet::full(memory.size));
+    }
+    pagemap::find(&memory.regions, memory.size, Wanted::Own).map_err(CreateError::Pagemap)
+}
+
+fn machine_section(config: &VmConfig) -> MachineSection {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    MachineSection {
+        brume: env!("CARGO_PKG_VERSION").into(),
+        written_unix_ms: now
+            .ok()
+            .and_then(|now| u64::try_from(now.as_millis()).ok())
+            .unwrap_or(0),
+        config: VmConfig {
+            logger: None,
+            metrics: None,
+            ..config.clone()
+        },
+    }
+}
