@@ -6,9 +6,15 @@
 //! ([`NewFile`]), so that a crash leaves the old one or the new one.
 
 mod error;
+mod host;
 mod layout;
+pub mod memory_file;
+mod new_file;
+mod rebase;
 mod state;
 
 pub use error::{StateError, UpgradeError};
 pub use layout::{ARCHITECTURE, FORMAT_VERSION};
+pub use new_file::{NewFile, NewFileError, commit_pair};
+pub use rebase::{RebaseError, RebaseSummary, rebase, rebase_to};
 pub use state::{Saved, Section, StateFile, StateWriter};
