@@ -22,15 +22,20 @@ mod control;
 mod counters;
 mod host;
 mod ranges;
+mod state;
 mod statistics;
 
 use std::io;
 use std::sync::Arc;
 
+use serde_json::Value;
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
+use crate::device::{
+    RestoreContext, StartContext, StartError, StateError, VirtioDevice, read_config_bytes, saved,
+};
+use crate::memory::GuestMemory;
 use crate::queue::QueueState;
 use crate::worker::Worker;
 
@@ -123,6 +128,11 @@ fn roles(features: u64) -> Vec<Role> {
         .collect()
 }
 
+/// How many bytes of memory the guest has.
+fn size_of(memory: &GuestMemory) -> u64 {
+    memory.iter().map(GuestMemoryRegion::len).sum()
+}
+
 impl VirtioDevice for Balloon {
     fn device_type(&self) -> u32 {
         DEVICE_TYPE
@@ -161,8 +171,7 @@ impl VirtioDevice for Balloon {
             queues,
             signals,
         } = context;
-        let bytes = memory.iter().map(GuestMemoryRegion::len).sum();
-        self.shared.activate(signals.clone(), bytes);
+        self.shared.activate(signals.clone(), size_of(&memory));
         let backend = BalloonBackend::new(
             queues,
             &roles(features),
@@ -181,6 +190,20 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) {
         self.shared.reset();
+    }
+
+    fn save(&self) -> Value {
+        saved(&self.shared.save())
+    }
+
+    fn restore(&mut self, state: Value, context: RestoreContext) -> Result<(), StateError> {
+        let state = serde_json::from_value(state)?;
+        self.shared.restore(&state, &context.signals)?;
+        if context.running {
+            let bytes = size_of(&context.memory);
+            self.shared.activate(context.signals, bytes);
+        }
+        Ok(())
     }
 }
 

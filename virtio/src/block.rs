@@ -19,6 +19,7 @@ mod engine;
 mod host;
 mod request;
 mod server;
+mod state;
 mod sync;
 mod uring;
 
@@ -32,11 +33,15 @@ use engine::Image;
 use request::{
     F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_TOPOLOGY, F_WRITE_ZEROES, ID_SIZE, Limits,
 };
+use serde_json::Value;
 use server::{Parts, Server};
+use state::{BlockState, Geometry};
 use sync::SyncEngine;
 use uring::{AsyncEngine, Ring};
 
-use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
+use crate::device::{
+    RestoreContext, StartContext, StartError, StateError, VirtioDevice, read_config_bytes, saved,
+};
 use crate::limiter::LimiterUpdate;
 use crate::memory::GuestMemory;
 use crate::queue::QueueState;
@@ -238,6 +243,36 @@ impl VirtioDevice for Block {
             .take()
             .map(|worker| vec![worker.stop()])
             .unwrap_or_default()
+    }
+
+    fn save(&self) -> Value {
+        let disk = self.shared.disk();
+        if self.config.cache == CacheType::Writeback && !disk.read_only {
+            // The state may outlive a crash of the host, so what goes with it has to.
+            if let Err(error) = disk.file.sync_data() {
+                let name = &self.config.id;
+                tracing::error!("the image of block device {name} cannot be flushed: {error}");
+            }
+        }
+        saved(&BlockState {
+            geometry: Geometry::of(&disk),
+            limiter: self.shared.limiter.save(),
+        })
+    }
+
+    /// An image of another size is one that was exchanged while the machine did not run.
+    fn restore(&mut self, state: Value, context: RestoreContext) -> Result<(), StateError> {
+        let state: BlockState = serde_json::from_value(state)?;
+        self.shared.limiter.restore(&state.limiter)?;
+        if !context.running {
+            // The driver has yet to look at the image.
+            return Ok(());
+        }
+        if state.geometry != Geometry::of(&self.shared.disk()) {
+            context.signals.config_changed();
+        }
+        self.shared.connect(context.signals);
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::Value;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
@@ -42,13 +43,15 @@ pub enum StateError {
     Value(&'static str),
 }
 
-/// What became of the configuration space when a device took on a state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConfigSpace {
-    /// The driver finds what it knows.
-    Same,
-    /// The driver has to be told that it has changed.
-    Changed,
+/// What a device gets beside its state when it takes that on.
+#[derive(Clone, Debug)]
+pub struct RestoreContext {
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// The way to the driver; what it is told before the machine goes on is told again then.
+    pub signals: DeviceSignals,
+    /// Whether the driver had started the device.
+    pub running: bool,
 }
 
 /// A queue the driver has set up, and the event that its notifications arrive on.
@@ -126,12 +129,18 @@ pub trait VirtioDevice: Send {
     /// # Errors
     ///
     /// It makes no sense; the device must not be started then.
-    fn restore(&mut self, state: Value) -> Result<ConfigSpace, StateError> {
+    fn restore(&mut self, state: Value, _context: RestoreContext) -> Result<(), StateError> {
         match state {
-            Value::Null => Ok(ConfigSpace::Same),
+            Value::Null => Ok(()),
             _ => Err(StateError::Unexpected),
         }
     }
+}
+
+/// A device's state as JSON.
+pub(crate) fn saved(state: &impl Serialize) -> Value {
+    // It fails for maps with keys that are no strings, which no state has.
+    serde_json::to_value(state).unwrap_or_default()
 }
 
 /// Copies what `config` holds at `offset` to `data`, and zeroes where it ends.

@@ -26,9 +26,11 @@ pub mod vsock;
 mod worker;
 
 pub use device::{
-    ConfigSpace, StartContext, StartError, StartedQueue, StateError, VirtioDevice, feature,
+    RestoreContext, StartContext, StartError, StartedQueue, StateError, VirtioDevice, feature,
 };
-pub use limiter::{BucketLimits, BucketUpdate, Limiter, LimiterUpdate, TokenBucket};
+pub use limiter::{
+    BucketLimits, BucketState, BucketUpdate, Limiter, LimiterState, LimiterUpdate, TokenBucket,
+};
 pub use memory::{GuestMemory, IoBuffers};
 pub use queue::{Buffer, Buffers, Chain, Queue, QueueError, QueueState};
 pub use signals::DeviceSignals;

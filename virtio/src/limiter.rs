@@ -9,6 +9,8 @@
 //! The worker sleeps while it is not admitted. The limiter's timer wakes it, and so does a change
 //! of the limits.
 
+mod state;
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +19,9 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
+pub use state::{BucketState, LimiterState};
+
+use crate::device::StateError;
 use crate::queue::{Chain, Queue, QueueError};
 
 /// What a bucket holds and how fast it fills.
@@ -172,6 +177,37 @@ impl Limiter {
         let mut buckets = self.buckets();
         set(&mut buckets.bandwidth, update.bandwidth);
         set(&mut buckets.ops, update.ops);
+        self.opened(buckets);
+    }
+
+    /// The limits, and how much of them is used up.
+    pub(crate) fn save(&self) -> LimiterState {
+        let now = Instant::now();
+        let mut buckets = self.buckets();
+        let save = |bucket: &mut Option<TokenBucket>| bucket.as_mut().map(|b| b.save(now));
+        let Buckets { bandwidth, ops, .. } = &mut *buckets;
+        LimiterState {
+            bandwidth: save(bandwidth),
+            ops: save(ops),
+        }
+    }
+
+    /// Takes on a state, with its limits in the place of those that there are.
+    pub(crate) fn restore(&self, state: &LimiterState) -> Result<(), StateError> {
+        let now = Instant::now();
+        let restore = |state: &Option<BucketState>| {
+            let bucket = state.as_ref().map(|state| TokenBucket::restore(state, now));
+            bucket.transpose()
+        };
+        let (bandwidth, ops) = (restore(&state.bandwidth)?, restore(&state.ops)?);
+        let mut buckets = self.buckets();
+        (buckets.bandwidth, buckets.ops) = (bandwidth, ops);
+        self.opened(buckets);
+        Ok(())
+    }
+
+    /// Has everybody look at the buckets again, which were changed.
+    fn opened(&self, mut buckets: MutexGuard<'_, Buckets>) {
         buckets.closed_until = None;
         let any = buckets.each().next().is_some();
         self.limits.store(any, Ordering::SeqCst);

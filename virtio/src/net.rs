@@ -28,11 +28,15 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use brume_mmds::Stack;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
-use crate::limiter::{Limiter, LimiterUpdate};
+use crate::device::{
+    RestoreContext, StartContext, StartError, StateError, VirtioDevice, read_config_bytes, saved,
+};
+use crate::limiter::{Limiter, LimiterState, LimiterUpdate};
 use crate::queue::QueueState;
 use crate::signals::DeviceSignals;
 use crate::worker::{Backend, Worker};
@@ -124,6 +128,20 @@ enum NetStartError {
     },
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+}
+
+/// The state of a network device.
+///
+/// Of a metadata service nothing is kept: its connections get a reset when the guest goes on with
+/// them, and the key of its tokens stays in the process that made it, so that no machine can use
+/// those of another that came from the same state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetState {
+    /// The limits on what the guest receives.
+    rx_limiter: LimiterState,
+    /// The limits on what the guest sends.
+    tx_limiter: LimiterState,
 }
 
 /// A network device.
@@ -260,6 +278,19 @@ impl VirtioDevice for Net {
         };
         self.metadata = metadata;
         queues.map(Some).to_vec()
+    }
+
+    fn save(&self) -> Value {
+        saved(&NetState {
+            rx_limiter: self.control.rx.save(),
+            tx_limiter: self.control.tx.save(),
+        })
+    }
+
+    fn restore(&mut self, state: Value, _context: RestoreContext) -> Result<(), StateError> {
+        let state: NetState = serde_json::from_value(state)?;
+        self.control.rx.restore(&state.rx_limiter)?;
+        self.control.tx.restore(&state.tx_limiter)
     }
 }
 

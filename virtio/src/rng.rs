@@ -13,12 +13,16 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use brume_devices::Counter;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
-use crate::limiter::{Gate, Limiter, LimiterUpdate};
+use crate::device::{
+    RestoreContext, StartContext, StartError, StateError, VirtioDevice, read_config_bytes, saved,
+};
+use crate::limiter::{Gate, Limiter, LimiterState, LimiterUpdate};
 use crate::queue::{Chain, Queue, QueueState};
 use crate::signals::DeviceSignals;
 use crate::worker::{Backend, Worker};
@@ -87,6 +91,15 @@ impl RngControl {
             throttled: self.0.limiter.throttled(),
         }
     }
+}
+
+/// The state of an entropy device. The bytes themselves are the host's: no two machines that come
+/// from one state get the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RngState {
+    /// The limits on what the guest takes.
+    limiter: LimiterState,
 }
 
 /// An entropy device.
@@ -161,6 +174,17 @@ impl VirtioDevice for Rng {
     fn stop(&mut self) -> Vec<Option<QueueState>> {
         let state = self.worker.take().and_then(Worker::stop);
         state.map_or_else(Vec::new, |queue| vec![Some(queue)])
+    }
+
+    fn save(&self) -> Value {
+        saved(&RngState {
+            limiter: self.shared.limiter.save(),
+        })
+    }
+
+    fn restore(&mut self, state: Value, _context: RestoreContext) -> Result<(), StateError> {
+        let state: RngState = serde_json::from_value(state)?;
+        self.shared.limiter.restore(&state.limiter)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::log_limit::LogLimit;
 /// Interrupt status bit: a queue has used buffers (virtio 1.3, section 4.2.2).
 const USED_BUFFER: u32 = 1;
 /// Interrupt status bit: the configuration space has changed.
-pub(crate) const CONFIG_CHANGE: u32 = 2;
+const CONFIG_CHANGE: u32 = 2;
 /// All bits that the interrupt status can have.
 pub(crate) const INTERRUPT_BITS: u32 = USED_BUFFER | CONFIG_CHANGE;
 

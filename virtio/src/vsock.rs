@@ -29,9 +29,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::Value;
 use thiserror::Error;
 
-use crate::device::{StartContext, StartError, VirtioDevice, read_config_bytes};
+use crate::device::{
+    RestoreContext, StartContext, StartError, StateError, VirtioDevice, read_config_bytes,
+};
 use crate::queue::QueueState;
 use crate::worker::Worker;
 
@@ -233,6 +236,16 @@ impl VirtioDevice for Vsock {
         self.muxer = Some(muxer);
         self.owes_reset = owes_reset;
         queues.map(Some).to_vec()
+    }
+
+    /// Connections end in sockets of the host and cannot be kept, so there is no state: the guest
+    /// is told that they are gone. Its listeners go on.
+    fn restore(&mut self, state: Value, _context: RestoreContext) -> Result<(), StateError> {
+        if !state.is_null() {
+            return Err(StateError::Unexpected);
+        }
+        self.announce_transport_reset();
+        Ok(())
     }
 
     fn reset(&mut self) {

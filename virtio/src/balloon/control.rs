@@ -14,8 +14,10 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::counters::{BalloonCounters, BalloonCounts};
+use super::state::BalloonState;
 use super::statistics::Statistics;
 use super::{BalloonConfig, PAGES_PER_MIB};
+use crate::device::StateError;
 use crate::signals::DeviceSignals;
 
 /// Hint command: none has been started, or the driver is through (section 5.5.6.6).
@@ -146,6 +148,65 @@ impl Shared {
         let mut hinting = lock(&self.hinting);
         *hinting = Hinting::default();
         self.hint_cmd.store(HINT_STOP, Ordering::SeqCst);
+    }
+
+    pub(super) fn save(&self) -> BalloonState {
+        let (status, last_hint_run) = {
+            let hinting = lock(&self.hinting);
+            (hinting.status, hinting.last_run)
+        };
+        BalloonState {
+            target_pages: self.target.load(Ordering::SeqCst),
+            actual_pages: self.actual.load(Ordering::SeqCst),
+            statistics_interval_s: self.interval(),
+            refresh: self.refresh.load(Ordering::SeqCst),
+            statistics: lock(&self.statistics).values,
+            hint_cmd: status.host_cmd,
+            confirmed_hint_cmd: status.guest_cmd,
+            last_hint_run,
+        }
+    }
+
+    /// Takes on a state. A run of hints that was under way is over, which the driver is told.
+    pub(super) fn restore(
+        &self,
+        state: &BalloonState,
+        signals: &DeviceSignals,
+    ) -> Result<(), StateError> {
+        let interval = state.statistics_interval_s;
+        if (interval == 0) != (self.config.statistics_interval_s == 0) {
+            let what = "a balloon has statistics from its start or never";
+            return Err(StateError::Value(what));
+        }
+        if !self.config.free_page_hinting && state.hint_cmd != HINT_STOP {
+            return Err(StateError::Value("hints of a balloon without hinting"));
+        }
+        self.target.store(state.target_pages, Ordering::SeqCst);
+        self.actual.store(state.actual_pages, Ordering::SeqCst);
+        self.interval.store(interval, Ordering::SeqCst);
+        self.refresh.store(state.refresh, Ordering::SeqCst);
+        lock(&self.statistics).values = state.statistics;
+        let interrupted = is_run(state.hint_cmd);
+        let host_cmd = if interrupted {
+            HINT_DONE
+        } else {
+            state.hint_cmd
+        };
+        let mut hinting = lock(&self.hinting);
+        *hinting = Hinting {
+            status: HintingStatus {
+                host_cmd,
+                guest_cmd: state.confirmed_hint_cmd,
+            },
+            last_run: state.last_hint_run,
+            acknowledge: false,
+        };
+        self.hint_cmd.store(host_cmd, Ordering::SeqCst);
+        drop(hinting);
+        if interrupted {
+            signals.config_changed();
+        }
+        Ok(())
     }
 
     pub(super) fn update_statistics(&self, buffer: &[u8]) {

@@ -13,9 +13,9 @@ use thiserror::Error;
 use super::core::{
     ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, RunningQueues, TransportCore,
 };
-use crate::device::{ConfigSpace, StateError, feature};
+use crate::device::{RestoreContext, StateError, feature};
 use crate::queue::{Queue, QueueError, QueueState};
-use crate::signals::{CONFIG_CHANGE, INTERRUPT_BITS};
+use crate::signals::INTERRUPT_BITS;
 
 /// The state of a transport, of its queues and of the device behind it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -161,22 +161,22 @@ impl TransportCore {
         self.check_status(&state)?;
         self.check_queues(&state)?;
         let device_type = state.device_type;
-        let config = self
-            .device
-            .restore(state.device)
-            .map_err(|source| RestoreError::Device {
-                device_type,
-                source,
-            })?;
-        let (mut interrupt_status, mut generation) =
-            (state.interrupt_status, state.config_generation);
-        if config == ConfigSpace::Changed {
-            // The line is raised when the machine goes on.
-            interrupt_status |= CONFIG_CHANGE;
-            generation = generation.wrapping_add(1);
-        }
-        self.signals
-            .restore(interrupt_status, generation, state.needs_reset);
+        // Before the device, which may have something to tell.
+        self.signals.restore(
+            state.interrupt_status,
+            state.config_generation,
+            state.needs_reset,
+        );
+        let context = RestoreContext {
+            memory: self.memory.clone(),
+            signals: self.signals.clone(),
+            running: state.status & DRIVER_OK != 0,
+        };
+        let restored = self.device.restore(state.device, context);
+        restored.map_err(|source| RestoreError::Device {
+            device_type,
+            source,
+        })?;
         self.status = state.status;
         self.driver_features = state.driver_features;
         self.queues = state.queues;
