@@ -34,6 +34,7 @@
 //! | `0x0000_0000` | low RAM; boot structures in its first 640 KiB |
 //! | `0x0009_fc00` | MP table, in the last KiB of base memory |
 //! | `0x000e_0000` | ACPI tables, RSDP first |
+//! | `0x000e_e000` | VM generation id, then the VMClock device's page: they tell clones apart |
 //! | `0x0010_0000` | kernel, where its file says, up to the initrd at the end of low RAM |
 //! | `0xc000_0000` | boot timer, then virtio-mmio devices, 4 KiB each |
 //! | `0xfec0_0000` | I/O APIC |

@@ -45,10 +45,18 @@ pub const MP_TABLE_SIZE: usize = 1024;
 /// End of base memory (640 KiB).
 pub const BASE_MEMORY_END: u64 = MP_TABLE_START + MP_TABLE_SIZE as u64;
 /// The ACPI root pointer, followed by all other tables. Guests that are not told the address scan
-/// from here. The memory map reserves the area.
+/// from here. The memory map reserves all from here to [`HIGH_MEMORY_START`].
 pub const ACPI_START: u64 = 0xe_0000;
 /// End of the area for ACPI tables.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = VMGENID_PAGE;
+/// The page of the VM generation id: 16 bytes that no other machine has, and that a machine which
+/// goes on from a snapshot gets anew. The rest of the page is the VMM's. Above it, up to
+/// `0xf_0000`, lies [`VMCLOCK_PAGE`]; guests take what follows for a ROM.
+pub const VMGENID_PAGE: u64 = 0xe_e000;
+/// The page of the VMClock device: counts how often the machine went on from a snapshot.
+pub const VMCLOCK_PAGE: u64 = VMGENID_PAGE + PAGE;
+/// Size of the VMClock device's memory in bytes.
+pub const VMCLOCK_SIZE: u64 = PAGE;
 
 // RAM.
 
@@ -92,10 +100,13 @@ pub const IOAPIC_PINS: u8 = 24;
 pub const LAST_GSI: u32 = 23;
 /// GSI of the keyboard controller.
 pub const KEYBOARD_GSI: u32 = 1;
+/// GSI of the Generic Event Device, which tells a guest that it has become another machine. A PC
+/// has its second serial port there, which this machine has not.
+pub const GENERATION_GSI: u32 = 3;
 /// GSI of the first serial port.
 pub const COM1_GSI: u32 = 4;
-/// First GSI for virtio-mmio devices: those below belong to the timer, the keyboard, the cascade
-/// and the serial ports.
+/// First GSI for virtio-mmio devices: those below belong to the timer, the keyboard, the cascade,
+/// the Generic Event Device and the serial port.
 pub const FIRST_VIRTIO_GSI: u32 = 5;
 /// Devices that can have a GSI of their own.
 pub const MAX_VIRTIO_MMIO_DEVICES: usize = 19;
@@ -131,6 +142,9 @@ const _: () = assert!(PVH_MEMORY_MAP < ZERO_PAGE);
 const _: () = assert!(BOOT_STACK < PAGE_TABLES);
 const _: () = assert!(PAGE_TABLES_END <= CMDLINE_START);
 const _: () = assert!(CMDLINE_START + CMDLINE_MAX_SIZE as u64 <= MP_TABLE_START);
+const _: () = assert!(ACPI_START < ACPI_END);
+const _: () = assert!(VMCLOCK_PAGE + VMCLOCK_SIZE <= HIGH_MEMORY_START);
+const _: () = assert!(GENERATION_GSI < FIRST_VIRTIO_GSI);
 const _: () = assert!(FIRST_VIRTIO_GSI as usize + MAX_VIRTIO_MMIO_DEVICES - 1 == LAST_GSI as usize);
 const _: () = assert!(LAST_GSI + 1 == IOAPIC_PINS as u32);
 

@@ -43,7 +43,10 @@ pub(super) fn memory_map<M: GuestMemoryBackend>(memory: &M) -> Vec<Entry> {
             layout::MP_TABLE_START..layout::BASE_MEMORY_END,
             Kind::Reserved,
         ),
-        entry(layout::ACPI_START..layout::ACPI_END, Kind::Reserved),
+        entry(
+            layout::ACPI_START..layout::HIGH_MEMORY_START,
+            Kind::Reserved,
+        ),
     ];
     for range in guest::ram(memory) {
         let start = range.start.max(layout::HIGH_MEMORY_START);
@@ -83,6 +86,24 @@ mod tests {
                 (0x10_0000..0x40_0000, Kind::Ram),
             ]
         );
+    }
+
+    #[test]
+    fn the_pages_that_tell_clones_apart_are_reserved() {
+        let map = map_of(&[(0, 4 << 20)]);
+        for page in [layout::VMGENID_PAGE, layout::VMCLOCK_PAGE] {
+            let holders: Vec<_> = map
+                .iter()
+                .filter(|(range, _)| range.start < page + 4096 && page < range.end)
+                .collect();
+            assert_eq!(
+                holders,
+                [&(
+                    layout::ACPI_START..layout::HIGH_MEMORY_START,
+                    Kind::Reserved
+                )]
+            );
+        }
     }
 
     #[test]
