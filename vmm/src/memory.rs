@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use brume_api::config::HugePages;
 use brume_boot::layout::{self, MemorySizeError};
-use brume_snapshot::data_ranges;
+use brume_snapshot::memory_file::data_ranges;
 use brume_virtio::GuestMemory;
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;

@@ -5,13 +5,15 @@
 //! when all is written and on the disk. So whatever happens, the old snapshot is there or the new.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use brume_api::config::VmConfig;
 use brume_api::{CreateSnapshot, SnapshotType};
-use brume_snapshot::{NewFile, StateWriter, clone_file, commit_pair};
+use brume_snapshot::memory_file::clone_file;
+use brume_snapshot::{NewFile, StateWriter, commit_pair};
 use brume_virtio::transport::RunningQueues;
 
 use super::error::CreateError;
@@ -173,7 +175,12 @@ impl Writer {
     ///
     /// A file is not written; what was there before is there still.
     pub(crate) fn commit(self, state: &[u8]) -> Result<(), CreateError> {
-        self.state.write_all(state)?;
+        let mut file = self.state.file();
+        file.write_all(state)
+            .map_err(|source| CreateError::WriteState {
+                path: self.state.target().into(),
+                source,
+            })?;
         match self.memory {
             Some(memory) => commit_pair(memory.file, self.state)?,
             None => self.state.commit()?,

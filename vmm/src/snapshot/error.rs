@@ -48,6 +48,14 @@ pub enum CreateError {
         /// Why.
         source: io::Error,
     },
+    /// The state cannot be written.
+    #[error("Cannot perform write on the snapshot backing file {}", path.display())]
+    WriteState {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The mark cannot be written.
     #[error("the snapshot cannot be marked")]
     Mark(#[source] Box<dyn std::error::Error + Send + Sync>),
