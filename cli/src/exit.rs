@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use brume_api::config::{ConfigError, ConfigFileError};
 use brume_api::{ClientError, ServerError, with_causes};
-use brume_vmm::{BuildError, Ending, KvmError, RunError, StopReason, VcpuFailure};
+use brume_vmm::{BuildError, Ending, KvmError, LoadError, RunError, StopReason, VcpuFailure};
 use thiserror::Error;
 
 /// What is told about exit statuses in the help.
@@ -64,6 +64,8 @@ pub(crate) enum Failure {
     Output(#[source] io::Error),
     #[error(transparent)]
     Build(#[from] BuildError),
+    #[error("the snapshot cannot be loaded")]
+    Load(#[from] LoadError),
     #[error(transparent)]
     Run(#[from] RunError),
 }
@@ -73,14 +75,17 @@ impl Failure {
         match self {
             Self::ConfigFile(_) | Self::Config(_) | Self::Log { .. } => BAD_CONFIGURATION,
             Self::Arguments(_) => BAD_ARGUMENTS,
-            Self::Build(BuildError::Kvm(KvmError::Open { .. } | KvmError::Version(_))) => NO_KVM,
+            Self::Build(error) if is_kvm_missing(error) => NO_KVM,
             Self::Build(error) if error.is_host_failure() => HOST_FAILURE,
             Self::Build(_) => BAD_CONFIGURATION,
             Self::Run(RunError::Vcpu(VcpuFailure::Internal { .. })) => KVM_INTERNAL,
             Self::Run(RunError::Vcpu(VcpuFailure::Entry { .. })) => FAILED_ENTRY,
             Self::Run(RunError::Vcpu(_)) => VCPU_FAILURE,
             Self::Client(_) => NO_ANSWER,
-            Self::Output(_) | Self::Host(_) | Self::Server(_) | Self::Run(_) => HOST_FAILURE,
+            Self::Load(LoadError::Build(error)) if is_kvm_missing(error) => NO_KVM,
+            Self::Output(_) | Self::Host(_) | Self::Server(_) | Self::Load(_) | Self::Run(_) => {
+                HOST_FAILURE
+            }
         }
     }
 
@@ -95,6 +100,13 @@ impl Failure {
         let _ = writeln!(io::stderr(), "brume: {}", self.text());
         ExitCode::from(self.status())
     }
+}
+
+fn is_kvm_missing(error: &BuildError) -> bool {
+    matches!(
+        error,
+        BuildError::Kvm(KvmError::Open { .. } | KvmError::Version(_))
+    )
 }
 
 /// The exit status for a machine that came to an orderly end.

@@ -111,6 +111,11 @@ impl Launch {
                 Outcome::Stopped(reason) => {
                     return Ok(end(Ending::Stopped(reason), self.as_firecracker));
                 }
+                Outcome::LoadFailed(error) => {
+                    // The server's thread may still be on its way to tell the client.
+                    thread::sleep(LAST_ANSWER);
+                    return Err(error.into());
+                }
             }
         };
         let status = self.run_machine(machine, subscribers, &progress);

@@ -193,8 +193,9 @@ fn make_vcpus(
     let mut vcpus = Vec::new();
     for index in 0..plan.vcpus {
         let vcpu = vm.create_vcpu(index)?;
-        set_up(&vcpu, index, &plan, (index == 0).then_some(registers))?;
-        let handle = VcpuHandle::spawn(index, vcpu, vm.msrs.clone(), buses.clone(), sender.clone())?;
+        let cpuid = set_up(&vcpu, index, &plan, (index == 0).then_some(registers))?;
+        let handle =
+            VcpuHandle::spawn(index, vcpu, vm.known(cpuid), buses.clone(), sender.clone())?;
         vcpus.push(handle);
     }
     Ok(vcpus)
@@ -244,7 +245,9 @@ fn drives_in_order(config: &VmConfig) -> impl Iterator<Item = &Drive> {
 }
 
 /// The devices, in the order in which the guest finds them, and the handles on them.
-pub(crate) fn open_devices(description: &Description) -> Result<(Vec<NamedDevice>, Controls), AttachError> {
+pub(crate) fn open_devices(
+    description: &Description,
+) -> Result<(Vec<NamedDevice>, Controls), AttachError> {
     let Description { config, mmds, .. } = description;
     let mut devices = Vec::new();
     let mut add = |name: &str, device: Box<dyn VirtioDevice>| {

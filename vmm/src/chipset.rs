@@ -119,7 +119,7 @@ impl Chipset {
     pub(crate) fn restore(&self, state: ChipsetState) -> Result<(), StateError> {
         lock(&self.serial).restore(state.serial)?;
         lock(&self.keyboard).restore(state.keyboard)?;
-        lock(&self.panic_port).restore(state.panic_port);
+        lock(&self.panic_port).restore(&state.panic_port);
         Ok(())
     }
 }

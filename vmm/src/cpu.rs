@@ -15,7 +15,7 @@ pub(crate) use counters::VcpuCounts;
 pub use report::{FailureReport, VcpuFailure};
 pub(crate) use setup::{CpuPlan, set_up};
 pub use state::VcpuRestoreError;
-pub(crate) use state::VcpuState;
+pub(crate) use state::{Known, VcpuState};
 pub use template::CpuError;
 pub(crate) use template::{change_cpuid, check_capabilities};
 pub(crate) use thread::{VcpuBuses, VcpuEnd, VcpuHandle, VcpuOutcome};

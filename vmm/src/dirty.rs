@@ -19,7 +19,7 @@
 use std::sync::Arc;
 
 use brume_virtio::GuestMemory;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::GuestMemoryBackend;
 
 use crate::kvm::{KvmError, LogMode, Vm};
 use crate::page_set::{PageSet, Region, regions};

@@ -333,11 +333,7 @@ impl Instance {
     }
 
     /// Makes a machine from a snapshot. If it cannot be made, that is the end, as at Firecracker.
-    fn load(
-        &mut self,
-        request: &LoadSnapshot,
-        next: &mut Option<Next>,
-    ) -> Result<Answer, Fault> {
+    fn load(&mut self, request: &LoadSnapshot, next: &mut Option<Next>) -> Result<Answer, Fault> {
         match self.try_load(request) {
             Ok(parts) => {
                 *next = Some(Next::Built(Box::new(parts)));
@@ -361,11 +357,10 @@ impl Instance {
     fn try_load(&mut self, request: &LoadSnapshot) -> Result<MachineParts, LoadError> {
         let begun = Instant::now();
         let options = (self.options)().map_err(BuildError::from)?;
-        let parts =
-            MachineParts::restore(&mut self.description, request, options, &self.sender)?;
+        let parts = MachineParts::restore(&mut self.description, request, options, &self.sender)?;
         self.telemetry.times.load_snapshot = begun.elapsed();
         self.telemetry.events.publish(MachineEvent::SnapshotLoaded {
-            snapshot_path: request.snapshot_path.display().to_string(),
+            snapshot_path: request.snapshot_path.clone(),
         });
         Ok(parts)
     }

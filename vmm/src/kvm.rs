@@ -22,6 +22,8 @@ use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::cpu::Known;
+
 pub(crate) use dirty_log::LogMode;
 pub(crate) use state::VmKvmState;
 pub use state::VmRestoreError;
@@ -71,7 +73,7 @@ pub(crate) struct Vm {
     /// The CPUID that host and KVM support.
     pub(crate) cpuid: CpuId,
     /// The model-specific registers that KVM knows.
-    pub(crate) msrs: Arc<[u32]>,
+    msrs: Arc<[u32]>,
     /// How pages leave the log of those that were written.
     pub(crate) log_mode: LogMode,
     // After the VM, which has the memory mapped.
@@ -155,6 +157,14 @@ impl Vm {
                 .map_err(failed("map the guest's memory"))?;
         }
         Ok(())
+    }
+
+    /// What is to be known to save a vCPU that answers `cpuid`.
+    pub(crate) fn known(&self, cpuid: CpuId) -> Known {
+        Known {
+            msrs: self.msrs.clone(),
+            cpuid,
+        }
     }
 
     /// Makes a vCPU.

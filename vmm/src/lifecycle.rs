@@ -87,7 +87,10 @@ mod tests {
     #[test]
     fn every_state_by_every_event() {
         let table = [
-            (NotStarted, [Some(Running), Some(Paused), None, None, Some(Stopped)]),
+            (
+                NotStarted,
+                [Some(Running), Some(Paused), None, None, Some(Stopped)],
+            ),
             (Running, [None, None, Some(Paused), None, Some(Stopped)]),
             (Paused, [None, None, None, Some(Running), Some(Stopped)]),
             (Stopped, [None, None, None, None, None]),

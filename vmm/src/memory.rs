@@ -127,7 +127,9 @@ impl MachineMemory {
 /// No machine has that size, or the file has another one.
 pub(crate) fn map_file(size: u64, file: File) -> Result<MachineMemory, MemoryError> {
     check_size(&file, size)?;
-    let own = file.try_clone().map_err(|error| MemoryError::Map(error.to_string()))?;
+    let own = file
+        .try_clone()
+        .map_err(|error| MemoryError::Map(error.to_string()))?;
     let file = Arc::new(file);
     let mut offset = 0;
     let mut mapped = Vec::new();
@@ -164,8 +166,11 @@ pub(crate) fn read_file(
                 continue;
             };
             let address = GuestAddress(region.guest_address + (start - region.offset));
-            file.seek(SeekFrom::Start(start)).map_err(MemoryError::Read)?;
-            let read = memory.guest.read_exact_volatile_from(address, &mut file, len);
+            file.seek(SeekFrom::Start(start))
+                .map_err(MemoryError::Read)?;
+            let read = memory
+                .guest
+                .read_exact_volatile_from(address, &mut file, len);
             read.map_err(|error| MemoryError::Read(io::Error::other(error)))?;
         }
     }

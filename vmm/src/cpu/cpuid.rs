@@ -117,7 +117,12 @@ fn adjust(entry: &mut kvm_cpuid_entry2, topology: Topology, tsc_deadline: bool) 
 /// to EDX, and the bits that are not the processor's own (APIC, hypervisor, state of the guest).
 const FEATURES: [(u32, u32, usize, u32); 11] = [
     // MONITOR, DTES64: not a guest's to use. X2APIC, deadline timer, hypervisor: KVM's. OSXSAVE.
-    (1, 0, 2, 1 << 3 | 1 << 2 | 1 << 21 | TSC_DEADLINE | 1 << 27 | HYPERVISOR),
+    (
+        1,
+        0,
+        2,
+        1 << 3 | 1 << 2 | 1 << 21 | TSC_DEADLINE | 1 << 27 | HYPERVISOR,
+    ),
     (1, 0, 3, HTT | 1 << 9),
     (7, 0, 1, 0),
     // OSPKE.
@@ -138,13 +143,16 @@ pub(super) fn missing_features(
     guest: &[kvm_cpuid_entry2],
     host: &[kvm_cpuid_entry2],
 ) -> Vec<String> {
-    let register = |entries: &[kvm_cpuid_entry2], (leaf, subleaf, which, _): (u32, u32, usize, u32)| {
+    let register = |entries: &[kvm_cpuid_entry2],
+                    (leaf, subleaf, which, _): (u32, u32, usize, u32)| {
         let found = |entry: &&kvm_cpuid_entry2| entry.function == leaf && entry.index == subleaf;
         let registers = entries
             .iter()
             .find(found)
             .map(|entry| [entry.eax, entry.ebx, entry.ecx, entry.edx]);
-        registers.and_then(|all| all.get(which).copied()).unwrap_or(0)
+        registers
+            .and_then(|all| all.get(which).copied())
+            .unwrap_or(0)
     };
     let missing = FEATURES.iter().filter_map(|&feature| {
         let (leaf, subleaf, which, ignored) = feature;

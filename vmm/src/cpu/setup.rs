@@ -38,13 +38,14 @@ pub(crate) struct CpuPlan<'a> {
     pub(crate) msrs: &'a [MsrModifier],
 }
 
-/// Gives vCPU `index` its first state; `registers` is for the one that starts the kernel.
+/// Gives vCPU `index` its first state; `registers` is for the one that starts the kernel. What it
+/// answers to CPUID is returned.
 pub(crate) fn set_up(
     vcpu: &VcpuFd,
     index: u8,
     plan: &CpuPlan<'_>,
     registers: Option<&Registers>,
-) -> Result<(), CpuError> {
+) -> Result<CpuId, CpuError> {
     let topology = Topology {
         index,
         vcpus: plan.vcpus,
@@ -58,10 +59,10 @@ pub(crate) fn set_up(
     change_msrs(vcpu, plan.msrs)?;
     set_msrs(vcpu)?;
     set_local_pins(vcpu)?;
-    match registers {
-        Some(registers) => Ok(set_registers(vcpu, registers)?),
-        None => Ok(()),
+    if let Some(registers) = registers {
+        set_registers(vcpu, registers)?;
     }
+    Ok(cpuid)
 }
 
 fn set_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
@@ -29,7 +30,7 @@ const TSC_DEADLINE: u32 = 0x6e0;
 const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// Everything that KVM knows of a vCPU.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VcpuState {
     /// KVM's `struct kvm_mp_state`: whether it runs, is halted, or waits for its start.
@@ -54,6 +55,16 @@ pub(crate) struct VcpuState {
     cpuid: Vec<Raw<kvm_cpuid_entry2>>,
     /// The model-specific registers by their number.
     msrs: BTreeMap<u32, u64>,
+}
+
+/// What KVM does not tell of a vCPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    /// The model-specific registers that KVM has.
+    pub(crate) msrs: Arc<[u32]>,
+    /// What the vCPU answers to CPUID. KVM would add what it changes in it by itself, and some
+    /// hosts what their own CPU answers.
+    pub(crate) cpuid: CpuId,
 }
 
 /// A vCPU that cannot go on here.
@@ -90,26 +101,31 @@ pub enum VcpuRestoreError {
 }
 
 impl VcpuState {
-    /// Takes the state of a vCPU that is held. `msrs` are the registers that KVM knows.
+    /// Takes the state of a vCPU that is held.
     ///
     /// # Errors
     ///
     /// KVM does not show it.
-    pub(crate) fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, KvmError> {
+    pub(crate) fn save(vcpu: &VcpuFd, known: &Known) -> Result<Self, KvmError> {
         // First, because KVM then takes in start-up interrupts, which change the rest.
-        let mp_state = vcpu.get_mp_state().map_err(failed("show a vCPU's run state"))?;
+        let mp_state = vcpu
+            .get_mp_state()
+            .map_err(failed("show a vCPU's run state"))?;
         let regs = vcpu.get_regs().map_err(failed("show registers"))?;
         let sregs = vcpu.get_sregs().map_err(failed("show control registers"))?;
         let xsave = vcpu.get_xsave().map_err(failed("show extended state"))?;
-        let xcrs = vcpu.get_xcrs().map_err(failed("show extended control registers"))?;
-        let debug_regs = vcpu.get_debug_regs().map_err(failed("show debug registers"))?;
+        let xcrs = vcpu
+            .get_xcrs()
+            .map_err(failed("show extended control registers"))?;
+        let debug_regs = vcpu
+            .get_debug_regs()
+            .map_err(failed("show debug registers"))?;
         let lapic = vcpu.get_lapic().map_err(failed("show the local APIC"))?;
-        let cpuid = vcpu
-            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-            .map_err(failed("show the CPU features"))?;
-        let msrs = read_msrs(vcpu, msrs)?;
+        let msrs = read_msrs(vcpu, &known.msrs)?;
         // Last, because what was read before may have moved events.
-        let events = vcpu.get_vcpu_events().map_err(failed("show a vCPU's events"))?;
+        let events = vcpu
+            .get_vcpu_events()
+            .map_err(failed("show a vCPU's events"))?;
         Ok(Self {
             mp_state: Raw(mp_state),
             regs: Raw(regs),
@@ -120,12 +136,12 @@ impl VcpuState {
             lapic: Raw(lapic),
             events: Raw(events),
             tsc_khz: vcpu.get_tsc_khz().ok(),
-            cpuid: cpuid.as_slice().iter().copied().map(Raw).collect(),
+            cpuid: known.cpuid.as_slice().iter().copied().map(Raw).collect(),
             msrs,
         })
     }
 
-    /// Gives the state to a new vCPU.
+    /// Gives the state to a new vCPU; what it answers to CPUID is returned.
     ///
     /// # Errors
     ///
@@ -134,7 +150,7 @@ impl VcpuState {
         &self,
         vcpu: &VcpuFd,
         supported: &CpuId,
-    ) -> Result<(), VcpuRestoreError> {
+    ) -> Result<CpuId, VcpuRestoreError> {
         let entries: Vec<_> = self.cpuid.iter().map(|entry| entry.0).collect();
         let missing = cpuid::missing_features(&entries, supported.as_slice());
         if !missing.is_empty() {
@@ -142,11 +158,13 @@ impl VcpuState {
         }
         let cpuid = CpuId::from_entries(&entries)
             .map_err(|_| VcpuRestoreError::CpuidEntries(entries.len()))?;
-        vcpu.set_cpuid2(&cpuid).map_err(failed("take the CPU features"))?;
+        vcpu.set_cpuid2(&cpuid)
+            .map_err(failed("take the CPU features"))?;
         self.restore_tsc_rate(vcpu)?;
         vcpu.set_mp_state(self.mp_state.0)
             .map_err(failed("take a vCPU's run state"))?;
-        vcpu.set_regs(&self.regs.0).map_err(failed("take registers"))?;
+        vcpu.set_regs(&self.regs.0)
+            .map_err(failed("take registers"))?;
         vcpu.set_sregs(&self.sregs.0)
             .map_err(failed("take control registers"))?;
         // SAFETY: KVM reads more than the 4096 bytes of the structure only with features that a
@@ -157,14 +175,15 @@ impl VcpuState {
         vcpu.set_debug_regs(&self.debug_regs.0)
             .map_err(failed("take debug registers"))?;
         // After the control registers, which have the APIC's mode; before the deadline of its timer.
-        vcpu.set_lapic(&self.lapic.0).map_err(failed("take the local APIC"))?;
+        vcpu.set_lapic(&self.lapic.0)
+            .map_err(failed("take the local APIC"))?;
         self.restore_msrs(vcpu)?;
         // After the registers, which clear what is pending.
         vcpu.set_vcpu_events(&self.events.0)
             .map_err(failed("take a vCPU's events"))?;
         // Tells a guest's watchdog that it was stopped. A guest without KVM's clock needs no word.
         let _ = vcpu.kvmclock_ctrl();
-        Ok(())
+        Ok(cpuid)
     }
 
     fn restore_tsc_rate(&self, vcpu: &VcpuFd) -> Result<(), VcpuRestoreError> {
@@ -187,11 +206,16 @@ impl VcpuState {
         // too, and its interrupt must not be lost: at a time that has passed it comes at once. A
         // timer that is not armed ignores the register.
         let now = self.msrs.get(&TSC).copied().unwrap_or_default();
-        entries.extend(all().filter(late).map(|(index, data)| (index, if data == 0 { now } else { data })));
+        entries.extend(
+            all()
+                .filter(late)
+                .map(|(index, data)| (index, if data == 0 { now } else { data })),
+        );
         let mut rest = entries.as_slice();
         while !rest.is_empty() {
             let done = write_msrs(vcpu, rest)?;
-            let Some((&(index, value), after)) = rest.get(done..).and_then(<[_]>::split_first) else {
+            let Some((&(index, value), after)) = rest.get(done..).and_then(<[_]>::split_first)
+            else {
                 break;
             };
             // Many registers cannot be written with what they hold anyway.

@@ -22,7 +22,7 @@ use super::counters::{VcpuCounters, VcpuCounts};
 use super::exit;
 use super::kick::{Kickable, install_handler, kick};
 use super::report::{FailureReport, VcpuFailure};
-use super::state::VcpuState;
+use super::state::{Known, VcpuState};
 use crate::event::{Event, EventSender};
 use crate::kvm::KvmError;
 
@@ -72,7 +72,7 @@ impl VcpuHandle {
     pub(crate) fn spawn(
         index: u8,
         vcpu: VcpuFd,
-        msrs: Arc<[u32]>,
+        known: Known,
         buses: VcpuBuses,
         events: EventSender,
     ) -> io::Result<Self> {
@@ -89,7 +89,7 @@ impl VcpuHandle {
                 let outcome = Runner {
                     index,
                     vcpu,
-                    msrs,
+                    known,
                     buses,
                     commands: receiver,
                     counters: counted,
@@ -168,8 +168,7 @@ enum Step {
 struct Runner {
     index: u8,
     vcpu: Kickable,
-    /// The model-specific registers that KVM knows.
-    msrs: Arc<[u32]>,
+    known: Known,
     buses: VcpuBuses,
     commands: Receiver<Command>,
     counters: Arc<VcpuCounters>,
@@ -204,7 +203,7 @@ impl Runner {
                 Ok(Command::Continue) => return true,
                 Ok(Command::Hold(reply)) => drop(reply.send(())),
                 Ok(Command::Save(reply)) => {
-                    let state = VcpuState::save(&self.vcpu.vcpu, &self.msrs);
+                    let state = VcpuState::save(&self.vcpu.vcpu, &self.known);
                     // Whoever asked may have given up.
                     let _ = reply.send(state);
                 }

@@ -83,7 +83,9 @@ impl Vm {
         // writes nothing.
         let result = unsafe { ioctl_with_ref(&self.fd, KVM_CLEAR_DIRTY_LOG(), &request) };
         if result < 0 {
-            return Err(failed("clear its log of written pages")(errno::Error::last()));
+            return Err(failed("clear its log of written pages")(
+                errno::Error::last(),
+            ));
         }
         Ok(())
     }

@@ -12,7 +12,11 @@ use thiserror::Error;
 use super::{KvmError, Vm, failed};
 use crate::snapshot::Raw;
 
-const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+const CHIPS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
 
 /// What KVM knows of a machine beside its vCPUs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,7 +58,10 @@ impl VmKvmState {
             Ok::<_, KvmError>(Raw(chip))
         };
         let [first, second, io_apic] = CHIPS.map(chip);
-        let pit = vm.fd.get_pit2().map_err(failed("show its interval timer"))?;
+        let pit = vm
+            .fd
+            .get_pit2()
+            .map_err(failed("show its interval timer"))?;
         let clock = vm.fd.get_clock().map_err(failed("show its clock"))?;
         Ok(Self {
             chips: [first?, second?, io_apic?],

@@ -17,9 +17,12 @@ impl Machine {
         let begun = Instant::now();
         self.try_create(request)
             .map_err(|error| create_fault(&error))?;
-        self.telemetry.times.took_snapshot(request.snapshot_type, begun.elapsed());
+        self.telemetry
+            .times
+            .took_snapshot(request.snapshot_type, begun.elapsed());
         self.tell(MachineEvent::SnapshotCreated {
-            snapshot_path: request.snapshot_path.display().to_string(),
+            snapshot_path: request.snapshot_path.clone(),
+            mem_file_path: request.mem_file_path.clone(),
             snapshot_type: request.snapshot_type,
         });
         Ok(())

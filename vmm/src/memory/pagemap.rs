@@ -94,12 +94,7 @@ pub(crate) fn find(regions: &[Region], size: u64, wanted: Wanted) -> io::Result<
     Ok(pages)
 }
 
-fn scan(
-    pagemap: &File,
-    region: &Region,
-    wanted: Wanted,
-    pages: &mut PageSet,
-) -> io::Result<()> {
+fn scan(pagemap: &File, region: &Region, wanted: Wanted, pages: &mut PageSet) -> io::Result<()> {
     let first = region.host_address as u64;
     let mut found = [Found::default(); BATCH];
     let mut scan = Scan {
@@ -138,12 +133,7 @@ fn scan(
     Ok(())
 }
 
-fn read(
-    pagemap: &File,
-    region: &Region,
-    wanted: Wanted,
-    pages: &mut PageSet,
-) -> io::Result<()> {
+fn read(pagemap: &File, region: &Region, wanted: Wanted, pages: &mut PageSet) -> io::Result<()> {
     let first = region.host_address as u64 / PAGE_SIZE;
     let Range { start, end } = region.pages();
     let mut buffer = vec![0; 8 * 8192];
@@ -186,7 +176,11 @@ mod tests {
     /// By both ways, which have to agree.
     fn both(memory: &brume_virtio::GuestMemory, wanted: Wanted) -> Vec<u64> {
         let regions = regions(memory);
-        let scanned: Vec<u64> = find(&regions, SIZE, wanted).unwrap().ranges().flatten().collect();
+        let scanned: Vec<u64> = find(&regions, SIZE, wanted)
+            .unwrap()
+            .ranges()
+            .flatten()
+            .collect();
         let pagemap = File::open(PAGEMAP).unwrap();
         let mut pages = PageSet::empty(SIZE);
         for region in &regions {
@@ -201,7 +195,9 @@ mod tests {
         let memory = memory::map(SIZE, HugePages::None).unwrap();
         assert!(both(&memory, Wanted::Own).is_empty());
         for page in [3, 4, 700, 1023] {
-            memory.write_obj(1_u8, GuestAddress(page * PAGE_SIZE)).unwrap();
+            memory
+                .write_obj(1_u8, GuestAddress(page * PAGE_SIZE))
+                .unwrap();
         }
         assert_eq!(both(&memory, Wanted::Own), [3, 4, 700, 1023]);
     }
@@ -209,9 +205,13 @@ mod tests {
     #[test]
     fn pages_of_a_file_are_our_own_once_they_are_written() {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&vec![7; usize::try_from(SIZE).unwrap()]).unwrap();
+        file.write_all(&vec![7; usize::try_from(SIZE).unwrap()])
+            .unwrap();
         let memory = memory::map_file(SIZE, file).unwrap().guest;
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(5 * PAGE_SIZE)).unwrap(), 7);
+        assert_eq!(
+            memory.read_obj::<u8>(GuestAddress(5 * PAGE_SIZE)).unwrap(),
+            7
+        );
         assert!(both(&memory, Wanted::Own).is_empty());
         assert!(both(&memory, Wanted::Mapped).contains(&5));
         memory.write_obj(1_u8, GuestAddress(9 * PAGE_SIZE)).unwrap();

@@ -55,7 +55,10 @@ struct MemoryOut {
 }
 
 impl MemoryOut {
-    fn create(request: &CreateSnapshot, memory: &MachineMemory) -> Result<Option<Self>, CreateError> {
+    fn create(
+        request: &CreateSnapshot,
+        memory: &MachineMemory,
+    ) -> Result<Option<Self>, CreateError> {
         let Some(path) = request.mem_file_path.clone() else {
             return Ok(None);
         };
@@ -69,15 +72,20 @@ impl MemoryOut {
             (SnapshotType::Full, Backing::File(file)) => Some(file.try_clone().map_err(fail)?),
             (SnapshotType::Full, _) => None,
             // As at Firecracker, a diff goes into a file of the right size that is there already.
-            (SnapshotType::Diff, _) => File::open(&path)
-                .ok()
-                .filter(|file| file.metadata().is_ok_and(|found| found.len() == memory.size)),
+            (SnapshotType::Diff, _) => File::open(&path).ok().filter(|file| {
+                file.metadata()
+                    .is_ok_and(|found| found.len() == memory.size)
+            }),
         };
         if let Some(base) = &base {
             clone_file(base, file.file(), memory.size).map_err(fail)?;
         }
         let empty = base.is_none() && request.snapshot_type == SnapshotType::Full;
-        let zeros = if empty { Zeros::Skipped } else { Zeros::Written };
+        let zeros = if empty {
+            Zeros::Skipped
+        } else {
+            Zeros::Written
+        };
         Ok(Some(Self { file, path, zeros }))
     }
 }
@@ -89,7 +97,10 @@ impl Writer {
     /// # Errors
     ///
     /// A file cannot be made.
-    pub(crate) fn new(request: &CreateSnapshot, memory: &MachineMemory) -> Result<Self, CreateError> {
+    pub(crate) fn new(
+        request: &CreateSnapshot,
+        memory: &MachineMemory,
+    ) -> Result<Self, CreateError> {
         Ok(Self {
             state: NewFile::create(&request.snapshot_path)?,
             memory: MemoryOut::create(request, memory)?,
@@ -102,15 +113,25 @@ impl Writer {
     /// # Errors
     ///
     /// The file does not take them.
-    pub(crate) fn write(&self, memory: &MachineMemory, pages: &PageSet) -> Result<u64, CreateError> {
+    pub(crate) fn write(
+        &self,
+        memory: &MachineMemory,
+        pages: &PageSet,
+    ) -> Result<u64, CreateError> {
         let Some(out) = &self.memory else {
             return Ok(0);
         };
-        memory_file::write(&memory.guest, &memory.regions, pages, out.file.file(), out.zeros)
-            .map_err(|source| CreateError::Memory {
-                path: out.path.clone(),
-                source,
-            })
+        memory_file::write(
+            &memory.guest,
+            &memory.regions,
+            pages,
+            out.file.file(),
+            out.zeros,
+        )
+        .map_err(|source| CreateError::Memory {
+            path: out.path.clone(),
+            source,
+        })
     }
 
     /// From now on a page that has become zeros has to be written, because the file may have
@@ -194,7 +215,10 @@ impl Writer {
 /// # Errors
 ///
 /// The host does not tell which are in use.
-pub(crate) fn pages_in_use(memory: &MachineMemory, kind: SnapshotType) -> Result<PageSet, CreateError> {
+pub(crate) fn pages_in_use(
+    memory: &MachineMemory,
+    kind: SnapshotType,
+) -> Result<PageSet, CreateError> {
     if matches!(memory.backing, Backing::Uffd) && kind == SnapshotType::Full {
         // What was not touched yet is not known here, and comes when it is read.
         return Ok(PageSet::full(memory.size));

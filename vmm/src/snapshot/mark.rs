@@ -31,7 +31,11 @@ impl Mark {
     ///
     /// The host gives no random bytes.
     pub(super) fn new() -> Result<Self, getrandom::Error> {
-        Ok(Self(format!("{:016x}{:016x}", getrandom::u64()?, getrandom::u64()?)))
+        Ok(Self(format!(
+            "{:016x}{:016x}",
+            getrandom::u64()?,
+            getrandom::u64()?
+        )))
     }
 
     /// Writes it to the memory of a guest.

@@ -34,7 +34,7 @@ pub(super) fn write(
     let mut written = 0;
     for region in regions {
         for range in pages.ranges_in(region.words()) {
-            let mut out = Out {
+            let out = Out {
                 memory,
                 region,
                 file,
@@ -56,7 +56,7 @@ struct Out<'a> {
 
 impl Out<'_> {
     /// Writes those of `pages` that have something in them.
-    fn put_data(&mut self, pages: Range<u64>) -> io::Result<u64> {
+    fn put_data(&self, pages: Range<u64>) -> io::Result<u64> {
         let mut written = 0;
         let mut start = pages.start;
         for page in pages.clone() {
@@ -68,15 +68,15 @@ impl Out<'_> {
         Ok(written + self.put(start..pages.end)?)
     }
 
-    fn put(&mut self, pages: Range<u64>) -> io::Result<u64> {
+    fn put(&self, pages: Range<u64>) -> io::Result<u64> {
         if pages.is_empty() {
             return Ok(0);
         }
         let len = (pages.end - pages.start) * PAGE_SIZE;
         let slice = self.slice(pages.start, len)?;
-        self.file.seek(SeekFrom::Start(pages.start * PAGE_SIZE))?;
-        self.file
-            .write_all_volatile(&slice)
+        let mut file = self.file;
+        file.seek(SeekFrom::Start(pages.start * PAGE_SIZE))?;
+        file.write_all_volatile(&slice)
             .map_err(|error| match error {
                 vm_memory::VolatileMemoryError::IOError(error) => error,
                 error => io::Error::other(error),
@@ -95,7 +95,11 @@ impl Out<'_> {
         Ok(copy == [0; PAGE_SIZE as usize])
     }
 
-    fn slice(&self, page: u64, len: u64) -> io::Result<VolatileSlice<'_, impl vm_memory::bitmap::BitmapSlice>> {
+    fn slice(
+        &self,
+        page: u64,
+        len: u64,
+    ) -> io::Result<VolatileSlice<'_, impl vm_memory::bitmap::BitmapSlice>> {
         let address = self.region.guest_address + (page * PAGE_SIZE - self.region.offset);
         let len = usize::try_from(len).map_err(io::Error::other)?;
         self.memory

@@ -28,7 +28,7 @@ const _: () = assert!(size_of::<kvm_pit_state2>() == 112);
 const _: () = assert!(size_of::<kvm_clock_data>() == 48);
 
 /// A structure that is saved byte by byte.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Raw<T>(pub(crate) T);
 
 impl<T: IntoBytes + Immutable> Serialize for Raw<T> {
@@ -82,16 +82,30 @@ mod tests {
 
     #[test]
     fn a_structure_is_the_same_after_its_way_through_text() {
-        let state = Raw(kvm_mp_state { mp_state: 0x0a0b_0c0d });
+        let state = Raw(kvm_mp_state {
+            mp_state: 0x0a0b_0c0d,
+        });
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(text, r#""0d0c0b0a""#);
-        assert_eq!(serde_json::from_str::<Raw<kvm_mp_state>>(&text).unwrap(), state);
+        assert_eq!(
+            serde_json::from_str::<Raw<kvm_mp_state>>(&text).unwrap(),
+            state
+        );
     }
 
     #[test]
     fn text_of_another_length_or_alphabet_is_refused() {
-        for text in [r#""0d0c0b""#, r#""0d0c0b0a00""#, r#""0d0c0b0x""#, r#""+d0c0b0a""#, "3"] {
-            assert!(serde_json::from_str::<Raw<kvm_mp_state>>(text).is_err(), "{text}");
+        for text in [
+            r#""0d0c0b""#,
+            r#""0d0c0b0a00""#,
+            r#""0d0c0b0x""#,
+            r#""+d0c0b0a""#,
+            "3",
+        ] {
+            assert!(
+                serde_json::from_str::<Raw<kvm_mp_state>>(text).is_err(),
+                "{text}"
+            );
         }
         let text = r#""0d0c0bé""#;
         assert!(serde_json::from_str::<Raw<kvm_mp_state>>(text).is_err());

@@ -17,7 +17,7 @@ use super::sections::{MachineSection, MemorySection, VirtioSection};
 use crate::assemble::{Assembly, Outside};
 use crate::build::{BuildError, BuildOptions};
 use crate::chipset::ChipsetState;
-use crate::cpu::{VcpuHandle, VcpuState};
+use crate::cpu::{Known, VcpuHandle, VcpuState};
 use crate::event::EventSender;
 use crate::instance::Description;
 use crate::kvm::{Vm, VmKvmState};
@@ -54,8 +54,8 @@ impl MachineParts {
         let vcpus = (0..)
             .zip(vcpus)
             .map(|(index, vcpu)| {
-                let (msrs, buses) = (assembly.vm.msrs.clone(), assembly.buses.clone());
-                VcpuHandle::spawn(index, vcpu, msrs, buses, sender.clone())
+                let (vcpu, known) = vcpu;
+                VcpuHandle::spawn(index, vcpu, known, assembly.buses.clone(), sender.clone())
             })
             .collect::<Result<_, _>>()
             .map_err(BuildError::from)?;
@@ -126,8 +126,8 @@ impl Saved {
         for change in &request.network_overrides {
             let mut interfaces = config.network_interfaces.iter_mut();
             let interface = interfaces.find(|interface| interface.iface_id == change.iface_id);
-            let interface = interface
-                .ok_or_else(|| LoadError::UnknownInterface(change.iface_id.clone()))?;
+            let interface =
+                interface.ok_or_else(|| LoadError::UnknownInterface(change.iface_id.clone()))?;
             interface.host_dev_name = Some(change.host_dev_name.clone());
         }
         if let Some(change) = &request.vsock_override {
@@ -171,12 +171,12 @@ impl Saved {
     }
 
     /// Makes the vCPUs, each in its state.
-    fn restore_vcpus(&self, vm: &Vm) -> Result<Vec<VcpuFd>, LoadError> {
+    fn restore_vcpus(&self, vm: &Vm) -> Result<Vec<(VcpuFd, Known)>, LoadError> {
         let made = (0..).zip(&self.vcpus).map(|(index, state)| {
             let vcpu = vm.create_vcpu(index).map_err(BuildError::from)?;
             let restored = state.restore(&vcpu, &vm.cpuid);
-            restored.map_err(|source| LoadError::Vcpu { index, source })?;
-            Ok(vcpu)
+            let cpuid = restored.map_err(|source| LoadError::Vcpu { index, source })?;
+            Ok((vcpu, vm.known(cpuid)))
         });
         made.collect()
     }
