@@ -254,7 +254,7 @@ fn table(instance: &Value, config: &Value) -> String {
 }
 
 /// Prints a line; whoever does not want it may close the pipe.
-fn print(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     writeln!(io::stdout().lock(), "{text}").map_err(Failure::Output)
 }
 

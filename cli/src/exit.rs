@@ -4,10 +4,12 @@
 //! Where Firecracker has a status for it, it is Firecracker's.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use brume_api::config::{ConfigError, ConfigFileError};
 use brume_api::{ClientError, ServerError, with_causes};
+use brume_snapshot::{RebaseError, StateError};
 use brume_vmm::{BuildError, Ending, KvmError, LoadError, RunError, StopReason, VcpuFailure};
 use thiserror::Error;
 
@@ -16,7 +18,7 @@ pub(crate) const STATUS_HELP: &str = "\
 Exit status:
     0  the guest powered off or restarted, or a client of the API ended it
     1  the host failed: no memory, threads or file descriptors, KVM refused a call, or the
-       socket of the API cannot be made
+       socket of the API cannot be made; or a file of a snapshot is bad or cannot be written
     3  /dev/kvm is not there or cannot be used
     4  the guest shut down by a triple fault (0 with --no-api, as Firecracker has it)
     5  KVM failed inside, most often at an instruction it cannot emulate
@@ -62,6 +64,10 @@ pub(crate) enum Failure {
     Client(#[from] ClientError),
     #[error("the answer cannot be printed")]
     Output(#[source] io::Error),
+    #[error("the state file {} cannot be used", path.display())]
+    State { path: PathBuf, source: StateError },
+    #[error(transparent)]
+    Rebase(#[from] RebaseError),
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error("the snapshot cannot be loaded")]
@@ -82,10 +88,19 @@ impl Failure {
             Self::Run(RunError::Vcpu(VcpuFailure::Entry { .. })) => FAILED_ENTRY,
             Self::Run(RunError::Vcpu(_)) => VCPU_FAILURE,
             Self::Client(_) => NO_ANSWER,
+<<<<<<< HEAD
             Self::Load(LoadError::Build(error)) if is_kvm_missing(error) => NO_KVM,
             Self::Output(_) | Self::Host(_) | Self::Server(_) | Self::Load(_) | Self::Run(_) => {
                 HOST_FAILURE
             }
+=======
+            Self::Output(_)
+            | Self::Host(_)
+            | Self::Server(_)
+            | Self::Run(_)
+            | Self::State { .. }
+            | Self::Rebase(_) => HOST_FAILURE,
+>>>>>>> files-in
         }
     }
 

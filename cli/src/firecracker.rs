@@ -16,6 +16,7 @@ use crate::exit::Failure;
 use crate::launch::{Clock, Launch, Remote};
 use crate::log::{Log, RunningLog, Style};
 use crate::metadata;
+use crate::snapshot_files;
 
 const MAX_ID: usize = 64;
 
@@ -25,6 +26,12 @@ const MAX_ID: usize = 64;
 ///
 /// There is no such machine, or it came to a bad end.
 pub(crate) fn run(args: FirecrackerArgs, started: Instant) -> Result<ExitCode, Failure> {
+    if args.snapshot_version {
+        return snapshot_files::print_version();
+    }
+    if let Some(path) = &args.describe_snapshot {
+        return snapshot_files::describe(path);
+    }
     if let Some(flag) = args.unsupported() {
         let text = format!("{flag} is not supported by this version of brume; leave it out");
         return Err(Failure::Arguments(text));

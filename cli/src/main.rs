@@ -14,6 +14,7 @@ mod progress;
 mod run;
 mod signals;
 mod size;
+mod snapshot_files;
 mod spec;
 mod terminal;
 
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
     let result = match args::parse() {
         Ok(Invocation::Run(args)) => run::run(*args, started),
         Ok(Invocation::Ctl(args)) => ctl::run(*args),
+        Ok(Invocation::Inspect(args)) => snapshot_files::inspect(&args),
+        Ok(Invocation::Rebase(args)) => snapshot_files::rebase(&args),
         Ok(Invocation::Firecracker(args)) => firecracker::run(*args, started),
         Err(code) => return code,
     };

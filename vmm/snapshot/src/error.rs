@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What can be wrong with a state file.
+//! What can be wrong with a state file. The texts do not name the file: whoever has its path does.
 
 use std::io;
-use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -12,16 +11,11 @@ use crate::layout::{ARCHITECTURE, FORMAT_VERSION, HEADER_BYTES, architecture_nam
 #[derive(Debug, Error)]
 pub enum StateError {
     /// The system would not open or read it.
-    #[error("the state file {} cannot be read", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("it cannot be read")]
+    Read(#[source] io::Error),
     /// It is a directory, a pipe or a device.
-    #[error("the state file {} is not a regular file", .0.display())]
-    NotAFile(PathBuf),
+    #[error("it is not a regular file")]
+    NotAFile,
     /// There is more of it than any machine has.
     #[error("a state file has at most {limit} bytes, and this has {length}")]
     TooBig {

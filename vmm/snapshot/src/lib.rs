@@ -7,6 +7,7 @@
 
 mod error;
 mod host;
+mod inspect;
 mod layout;
 pub mod memory_file;
 mod new_file;
@@ -14,6 +15,7 @@ mod rebase;
 mod state;
 
 pub use error::{StateError, UpgradeError};
+pub use inspect::Inspection;
 pub use layout::{ARCHITECTURE, FORMAT_VERSION};
 pub use new_file::{NewFile, NewFileError, commit_pair};
 pub use rebase::{RebaseError, RebaseSummary, rebase, rebase_to};

@@ -303,17 +303,13 @@ fn missing<T: Saved>(id: u32) -> StateError {
 
 /// The bytes of a file that is regular and not too big.
 pub(crate) fn read_limited(path: &Path) -> Result<Vec<u8>, StateError> {
-    let failed = |source| StateError::Read {
-        path: path.to_owned(),
-        source,
-    };
     // Opening a pipe that nobody writes to would wait for a writer.
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NONBLOCK);
-    let file = options.open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
+    let file = options.open(path).map_err(StateError::Read)?;
+    let metadata = file.metadata().map_err(StateError::Read)?;
     if !metadata.is_file() {
-        return Err(StateError::NotAFile(path.to_owned()));
+        return Err(StateError::NotAFile);
     }
     let length = metadata.len();
     if length > MAX_FILE_BYTES {
@@ -323,7 +319,7 @@ pub(crate) fn read_limited(path: &Path) -> Result<Vec<u8>, StateError> {
     // It may grow while it is read.
     Read::take(&file as &File, MAX_FILE_BYTES + 1)
         .read_to_end(&mut bytes)
-        .map_err(failed)?;
+        .map_err(StateError::Read)?;
     Ok(bytes)
 }
 
