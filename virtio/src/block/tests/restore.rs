@@ -157,7 +157,5 @@ fn an_image_can_be_exchanged_before_the_device_goes_on() {
 
 #[test]
 fn the_format_is_that_of_the_golden_file() {
-    crate::testing::golden::<BlockState>(include_str!(
-        "../../../testdata/block.json"
-    ));
+    crate::testing::golden::<BlockState>(include_str!("../../../testdata/block.json"));
 }
