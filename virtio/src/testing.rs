@@ -2,6 +2,11 @@
 //! A driver's side of a virtqueue, for tests: well-behaved where it is asked to be, and able to
 //! write whatever it likes where it is not.
 
+// Sizes here are small by construction.
+#![allow(clippy::cast_possible_truncation)]
+
+pub(crate) mod machine;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -261,4 +266,13 @@ impl Driver {
 fn flags(piece: &Piece, last: bool) -> u16 {
     let next = if last { 0 } else { NEXT };
     next | if piece.write { WRITE } else { 0 }
+}
+
+/// What is written for the state in `text`, a file of the folder testdata, has to be `text` again:
+/// the format does not change unless somebody wants it to. One that has to needs another version
+/// of the state, and a way from this one.
+#[track_caller]
+pub(crate) fn golden<T: serde::Serialize + serde::de::DeserializeOwned>(text: &str) {
+    let state: T = serde_json::from_str(text).unwrap();
+    assert_eq!(serde_json::to_string_pretty(&state).unwrap() + "\n", text);
 }

@@ -6,6 +6,7 @@
 mod control;
 mod hostile;
 mod queues;
+mod restore;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -6,6 +6,8 @@
     reason = "the numbers of a test are known to fit"
 )]
 
+mod restore;
+
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;

@@ -78,3 +78,70 @@ impl TokenBucket {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket(size: u64, refill_time: Duration, one_time_burst: u64) -> TokenBucket {
+        let limits = BucketLimits {
+            size,
+            refill_time,
+            one_time_burst,
+        };
+        TokenBucket::new(limits).unwrap()
+    }
+
+    fn carried(bucket: &mut TokenBucket, saved: Instant, restored: Instant) -> TokenBucket {
+        let text = serde_json::to_string(&bucket.save(saved)).unwrap();
+        TokenBucket::restore(&serde_json::from_str(&text).unwrap(), restored).unwrap()
+    }
+
+    #[test]
+    fn a_bucket_goes_on_as_full_as_it_was_however_long_it_lay_there() {
+        const SECOND: Duration = Duration::from_secs(1);
+        // What was taken out at first, and how long it then takes until there is a token: one
+        // token flows in each 100 ms, and 50 ms had passed when it was saved.
+        for (taken, wait_ms) in [(7, 0), (12, 50), (13, 150), (32, 2050)] {
+            let mut first = bucket(10, SECOND, 2);
+            let start = first.filled;
+            first.take(taken, start);
+            let saved = start + Duration::from_millis(50);
+            let restored = saved + 1000 * SECOND;
+            let mut second = carried(&mut first, saved, restored);
+            for bucket in [(&mut first, saved), (&mut second, restored)] {
+                let wait = bucket.0.wait(bucket.1);
+                let error = wait.abs_diff(Duration::from_millis(wait_ms));
+                assert!(error < Duration::from_millis(1), "{taken}: {wait:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn bursts_are_only_had_once() {
+        let mut first = bucket(10, Duration::from_secs(3600), 100);
+        let now = first.filled;
+        first.take(60, now);
+        let mut second = carried(&mut first, now, now);
+        assert_eq!((second.burst, second.tokens), (40, 10));
+        second.take(50, now);
+        assert!(!second.wait(now).is_zero());
+    }
+
+    #[test]
+    fn extreme_buckets_can_be_saved() {
+        for (size, refill_time) in [(u64::MAX, Duration::MAX), (1, Duration::MAX)] {
+            let mut first = bucket(size, refill_time, u64::MAX);
+            let now = first.filled;
+            for _ in 0..5 {
+                first.take(u64::MAX, now);
+            }
+            let later = now + Duration::from_secs(1 << 33);
+            let state = carried(&mut first, later, now).save(now);
+            assert_eq!((state.tokens, state.debt), (0, u64::MAX));
+        }
+        let mut state = bucket(5, Duration::from_secs(5), 0).save(Instant::now());
+        state.uncounted_ns = u64::MAX;
+        TokenBucket::restore(&state, Instant::now()).unwrap();
+    }
+}

@@ -355,7 +355,7 @@ fn check(result: c_int) -> io::Result<()> {
 impl Tap {
     /// A TAP that is one end of a pair of sockets, which keep frames apart as a wire does; and the
     /// other end, whose reads and writes give up after a while.
-    pub(super) fn mock() -> (Self, std::os::unix::net::UnixStream) {
+    pub(crate) fn mock() -> (Self, std::os::unix::net::UnixStream) {
         use std::os::fd::{FromRawFd, OwnedFd};
         use std::time::Duration;
 

@@ -8,6 +8,7 @@
 mod device;
 mod host;
 mod metadata;
+mod restore;
 mod rx;
 mod tx;
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An entropy device and its driver.
 
+mod restore;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};

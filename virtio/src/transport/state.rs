@@ -310,3 +310,6 @@ fn contradiction(state: &TransportState, what: &'static str) -> RestoreError {
         what,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,4 +7,5 @@
 mod guest;
 mod hostile;
 mod lifecycle;
+mod restore;
 mod streams;

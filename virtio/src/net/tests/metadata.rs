@@ -12,7 +12,7 @@ use super::{HEADER, eventually, frame, read};
 use crate::net::features::MRG_RXBUF;
 use crate::net::{Net, Tap};
 
-const SERVICE: [u8; 4] = [169, 254, 169, 254];
+pub(super) const SERVICE: [u8; 4] = [169, 254, 169, 254];
 const SERVICE_MAC: [u8; 6] = [6, 1, 0x23, 0x45, 0x67, 1];
 const GUEST: [u8; 4] = [172, 16, 0, 2];
 const GUEST_MAC: [u8; 6] = [6, 0, 0xac, 0x10, 0, 2];
@@ -51,7 +51,7 @@ fn arp_for(address: [u8; 4]) -> Vec<u8> {
 }
 
 /// A segment of TCP to the service, without checksum, as a driver leaves it to its card.
-fn segment(flags: u8, sequence: u32, acknowledged: u32, data: &[u8]) -> Vec<u8> {
+pub(super) fn segment(flags: u8, sequence: u32, acknowledged: u32, data: &[u8]) -> Vec<u8> {
     let ip_len = u16::try_from(40 + data.len()).unwrap().to_be_bytes();
     let ip = [0x45, 0, ip_len[0], ip_len[1], 0, 0, 0x40, 0, 64, 6, 0, 0];
     let ports = [0xc0, 0, 0, 80];
@@ -71,9 +71,9 @@ fn segment(flags: u8, sequence: u32, acknowledged: u32, data: &[u8]) -> Vec<u8> 
     ])
 }
 
-const SYN: u8 = 2;
-const ACK: u8 = 0x10;
-const PUSH_ACK: u8 = 0x18;
+pub(super) const SYN: u8 = 2;
+pub(super) const ACK: u8 = 0x10;
+pub(super) const PUSH_ACK: u8 = 0x18;
 
 /// The next frame at the guest, in buffer `slot`.
 fn next(rig: &mut Rig, slot: u64) -> Vec<u8> {
@@ -87,11 +87,11 @@ fn next(rig: &mut Rig, slot: u64) -> Vec<u8> {
 }
 
 /// Sequence number of a segment.
-fn sequence(frame: &[u8]) -> u32 {
+pub(super) fn sequence(frame: &[u8]) -> u32 {
     u32::from_be_bytes(frame[HEADER + 38..HEADER + 42].try_into().unwrap())
 }
 
-fn flags(frame: &[u8]) -> u8 {
+pub(super) fn flags(frame: &[u8]) -> u8 {
     frame[HEADER + 47]
 }
 
