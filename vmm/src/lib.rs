@@ -14,6 +14,7 @@ mod chipset;
 mod controls;
 mod cpu;
 mod event;
+mod generation;
 mod instance;
 mod kvm;
 mod lifecycle;
@@ -28,6 +29,7 @@ pub use attach::AttachError;
 pub use build::{BuildError, BuildOptions};
 pub use cpu::{CpuError, FailureReport, VcpuFailure};
 pub use event::{Console, MachineHandle, RequestError, StopReason};
+pub use generation::GenerationError;
 pub use instance::{
     ApiController, Description, FIRECRACKER_VERSION, Instance, MakeOptions, Outcome, SetLogger,
 };
