@@ -22,6 +22,7 @@ use crate::chipset::StartClock;
 use crate::controls::Controls;
 use crate::cpu::{CpuError, CpuPlan, VcpuHandle, change_cpuid, check_capabilities, set_up};
 use crate::event::{EventSender, event_queue};
+use crate::generation::{self, GenerationError};
 use crate::instance::Description;
 use crate::kvm::KvmError;
 use crate::machine::{Machine, MachineParts, Start};
@@ -62,6 +63,9 @@ pub enum BuildError {
     /// Kernel, initrd or command line are not good.
     #[error("the guest cannot be loaded")]
     Boot(#[from] BootError),
+    /// The guest cannot be told which machine it is.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     /// A device cannot be used.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -94,6 +98,7 @@ impl BuildError {
                 | Self::Cpu(CpuError::Kvm(_))
                 | Self::Bus(_)
                 | Self::Host(_)
+                | Self::Generation(_)
                 | Self::Memory(MemoryError::Map(_) | MemoryError::NoHugePages { .. })
                 | Self::Attach(AttachError::Event(_) | AttachError::Kvm(_) | AttachError::Bus(_))
         )
@@ -161,6 +166,7 @@ impl MachineParts {
                 },
             },
         )?;
+        generation::init(&memory)?;
         tracing::debug!("kernel loaded by {:?} at {:x?}", boot.protocol, boot.kernel);
 
         let vcpus = make_vcpus(&assembly, config, &boot.registers, sender)?;

@@ -181,6 +181,16 @@ impl Vm {
             .map_err(failed("wire an interrupt"))
     }
 
+    /// Raises the edge-triggered interrupt `gsi` once.
+    pub(crate) fn pulse_interrupt(&self, gsi: u32) -> Result<(), KvmError> {
+        for level in [true, false] {
+            self.fd
+                .set_irq_line(gsi, level)
+                .map_err(failed("raise an interrupt"))?;
+        }
+        Ok(())
+    }
+
     /// Lets a 32-bit write of `value` to `address` write `event`, without an exit.
     pub(crate) fn wire_write(
         &self,

@@ -16,6 +16,7 @@ mod controls;
 mod cpu;
 mod dirty;
 mod event;
+mod generation;
 mod instance;
 mod kvm;
 mod lifecycle;
@@ -32,6 +33,7 @@ pub use attach::AttachError;
 pub use build::{BuildError, BuildOptions};
 pub use cpu::{CpuError, FailureReport, VcpuFailure, VcpuRestoreError};
 pub use event::{Console, MachineHandle, RequestError, StopReason};
+pub use generation::GenerationError;
 pub use instance::{
     ApiController, Description, FIRECRACKER_VERSION, Instance, MakeOptions, Outcome, SetLogger,
 };

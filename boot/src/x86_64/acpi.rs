@@ -2,8 +2,10 @@
 //! ACPI tables of a hardware-reduced platform (ACPI 6.5): no fixed-feature hardware but the
 //! registers for sleep and reset, and a namespace with nothing but the devices.
 //!
-//! The namespace is kept as small as it can be, without methods: the guest interprets it while it
-//! boots.
+//! The namespace is kept as small as it can be: the guest interprets it while it boots. The one
+//! method runs when a machine has gone on from a snapshot.
+
+mod generation;
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -91,6 +93,7 @@ fn dsdt(devices: &[MmioDevice]) -> Sdt {
     serial_port(&mut bus);
     keyboard(&mut bus);
     panic_port(&mut bus);
+    generation::devices(&mut bus);
     for (index, device) in devices.iter().enumerate() {
         virtio_mmio(index, device, &mut bus);
     }
@@ -312,6 +315,20 @@ mod tests {
             assert_eq!(count(&dsdt, &interrupt), 1);
         }
         assert_eq!(count(&dsdt, b"V018"), 1);
+    }
+
+    #[test]
+    fn each_interrupt_has_one_device() {
+        let dsdt = tables(1, &devices()).dsdt;
+        let interrupts: Vec<_> = dsdt
+            .windows(9)
+            .filter(|window| window.starts_with(&[0x89, 6, 0]))
+            .map(|window| u32_at(window, 5))
+            .collect();
+        let distinct: std::collections::HashSet<_> = interrupts.iter().collect();
+        assert_eq!(interrupts.len(), 3 + layout::MAX_VIRTIO_MMIO_DEVICES);
+        assert_eq!(distinct.len(), interrupts.len());
+        assert!(distinct.contains(&layout::GENERATION_GSI));
     }
 
     #[test]

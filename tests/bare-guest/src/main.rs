@@ -24,6 +24,7 @@ mod console;
 mod end;
 mod fault;
 mod frame;
+mod generation;
 mod hostile;
 mod hostile_blk;
 mod hostile_net;

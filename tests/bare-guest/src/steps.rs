@@ -4,8 +4,8 @@
 use crate::boot_info::{self, BootInfo};
 use crate::console::{self, say};
 use crate::{
-    balloon_check, blk_bench, blk_cases, blk_check, blk_live, clock, hostile, memory, mmio, net_bench,
-    net_check, params, pattern, rng_check, vsock,
+    balloon_check, blk_bench, blk_cases, blk_check, blk_live, clock, generation, hostile, memory,
+    mmio, net_bench, net_check, params, pattern, rng_check, vsock,
 };
 
 /// Runs the steps of `bare.do=STEP[,STEP]` in turn.
@@ -23,6 +23,8 @@ fn run_one(step: &str, boot: &BootInfo) {
         "boot-timer" => mmio::write32(mmio::BOOT_TIMER, 123),
         "echo" => echo(),
         "cpu-spin" => cpu_spin(),
+        "generation" => generation::show(),
+        "generation-watch" => generation::watch(),
         "blk-randread" | "blk-randwrite" | "blk-seqread" | "blk-seqwrite" => blk_bench::run(step),
         "blk-check" => blk_check::check(),
         "blk-verify" => blk_check::verify(),
