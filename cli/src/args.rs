@@ -11,9 +11,11 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::clone::CloneArgs;
 use crate::ctl::CtlArgs;
 use crate::exit::{BAD_ARGUMENTS, STATUS_HELP};
 use crate::size::MemorySize;
+use crate::snapshot::SnapshotArgs;
 use crate::spec::{DiskSpec, NetSpec};
 
 /// Where Firecracker has its socket if nobody says otherwise.
@@ -30,6 +32,10 @@ pub(crate) enum Invocation {
     Run(Box<RunArgs>),
     /// `brume ctl`.
     Ctl(Box<CtlArgs>),
+    /// `brume snapshot`.
+    Snapshot(Box<SnapshotArgs>),
+    /// `brume clone`.
+    Clone(Box<CloneArgs>),
     /// Firecracker's flags.
     Firecracker(Box<FirecrackerArgs>),
 }
@@ -54,6 +60,18 @@ enum Command {
     /// Control a machine that runs, by the socket of its API.
     #[command(after_help = CTL_EXAMPLES)]
     Ctl(CtlArgs),
+    /// Write a machine that runs to files, by the socket of its API.
+    ///
+    /// The guest stands still while they are written, and then goes on.
+    #[command(after_help = SNAPSHOT_EXAMPLES)]
+    Snapshot(SnapshotArgs),
+    /// Start many machines from one snapshot, each a process of its own.
+    ///
+    /// `{}` in a name stands for the number of the clone, from 0 on; `{:03}` for the same in three
+    /// digits. Clones share the pages of the snapshot that they do not write. Unless --detach is
+    /// given, Ctrl-C ends all of them, and this ends when all have ended.
+    #[command(after_help = CLONE_EXAMPLES)]
+    Clone(CloneArgs),
     /// Print a script that completes commands and flags in a shell.
     Completions {
         /// The shell
@@ -67,7 +85,28 @@ Examples:
   brume ctl --api-sock vm.sock info
   brume ctl --api-sock vm.sock pause
   brume ctl --api-sock vm.sock --json events
+  brume ctl --api-sock vm.sock memory dirty
   brume ctl --api-sock vm.sock request PUT /mmds '{\"key\": \"value\"}'";
+
+const SNAPSHOT_EXAMPLES: &str = "\
+Examples:
+  brume snapshot --api-sock vm.sock --out base
+  brume snapshot --api-sock vm.sock --out base --stop       and end the machine
+  brume snapshot --api-sock vm.sock --state s1 --memory m1 --diff
+  brume snapshot --api-sock vm.sock --out base --pre-copy   with the shortest pause
+
+--diff needs a machine that notes which pages are written: `track_dirty_pages` in its
+configuration, or `brume ctl memory tracking on`.";
+
+const CLONE_EXAMPLES: &str = "\
+Examples:
+  brume clone --from base --count 3
+  brume clone --from base --count 100 --api-sock 'run/vm{:03}.sock' --log 'log/vm{:03}.log'
+  brume clone --from base --count 8 --net 'eth0=tap{}' --vsock 'vsock{}.sock'
+  brume clone --from base --count 8 --disk 'data=copy{}.img' --detach --json
+
+Each clone needs TAPs, vsock sockets and writable disks of its own, which have to be there
+already (the sockets must not). What goes to the console of a clone is in its --log.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -251,6 +290,8 @@ pub(crate) fn parse() -> Result<Invocation, ExitCode> {
     Ok(match cli.command {
         Some(Command::Run(args)) => Invocation::Run(Box::new(args)),
         Some(Command::Ctl(args)) => Invocation::Ctl(Box::new(args)),
+        Some(Command::Snapshot(args)) => Invocation::Snapshot(Box::new(args)),
+        Some(Command::Clone(args)) => Invocation::Clone(Box::new(args)),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "brume", &mut io::stdout());
             return Err(ExitCode::SUCCESS);

@@ -3,17 +3,21 @@
 
 mod args;
 mod clock;
+mod clone;
 mod console;
 mod ctl;
 mod exit;
 mod firecracker;
 mod launch;
+mod load;
 mod log;
 mod metadata;
+mod pattern;
 mod progress;
 mod run;
 mod signals;
 mod size;
+mod snapshot;
 mod spec;
 mod terminal;
 
@@ -26,7 +30,9 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let result = match args::parse() {
         Ok(Invocation::Run(args)) => run::run(*args, started),
+        Ok(Invocation::Clone(args)) => clone::run(&args),
         Ok(Invocation::Ctl(args)) => ctl::run(*args),
+        Ok(Invocation::Snapshot(args)) => snapshot::run(&args),
         Ok(Invocation::Firecracker(args)) => firecracker::run(*args, started),
         Err(code) => return code,
     };
