@@ -82,6 +82,8 @@ impl Failure {
         match self {
             Self::ConfigFile(_) | Self::Config(_) | Self::Log { .. } => BAD_CONFIGURATION,
             Self::Arguments(_) => BAD_ARGUMENTS,
+            Self::Folder { .. } | Self::Taken(_) | Self::Ended { .. } => HOST_FAILURE,
+            Self::Clone { source, .. } => source.status(),
             Self::Build(BuildError::Kvm(KvmError::Open { .. } | KvmError::Version(_))) => NO_KVM,
             Self::Build(error) if error.is_host_failure() => HOST_FAILURE,
             Self::Build(_) => BAD_CONFIGURATION,
@@ -89,14 +91,7 @@ impl Failure {
             Self::Run(RunError::Vcpu(VcpuFailure::Entry { .. })) => FAILED_ENTRY,
             Self::Run(RunError::Vcpu(_)) => VCPU_FAILURE,
             Self::Client(_) => NO_ANSWER,
-            Self::Clone { source, .. } => source.status(),
-            Self::Output(_)
-            | Self::Host(_)
-            | Self::Server(_)
-            | Self::Run(_)
-            | Self::Folder { .. }
-            | Self::Taken(_)
-            | Self::Ended { .. } => HOST_FAILURE,
+            Self::Output(_) | Self::Host(_) | Self::Server(_) | Self::Run(_) => HOST_FAILURE,
         }
     }
 
