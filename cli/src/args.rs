@@ -14,6 +14,7 @@ use clap_complete::Shell;
 use crate::clone::CloneArgs;
 use crate::ctl::CtlArgs;
 use crate::exit::{BAD_ARGUMENTS, STATUS_HELP};
+use crate::restore::RestoreArgs;
 use crate::size::MemorySize;
 use crate::snapshot::SnapshotArgs;
 use crate::spec::{DiskSpec, NetSpec};
@@ -34,6 +35,8 @@ pub(crate) enum Invocation {
     Ctl(Box<CtlArgs>),
     /// `brume snapshot`.
     Snapshot(Box<SnapshotArgs>),
+    /// `brume restore`.
+    Restore(Box<RestoreArgs>),
     /// `brume clone`.
     Clone(Box<CloneArgs>),
     /// Firecracker's flags.
@@ -65,6 +68,12 @@ enum Command {
     /// The guest stands still while they are written, and then goes on.
     #[command(after_help = SNAPSHOT_EXAMPLES)]
     Snapshot(SnapshotArgs),
+    /// Start a machine from a snapshot, with this terminal as its serial console.
+    ///
+    /// It goes on where the machine of the snapshot stood still. Many can be made from one
+    /// snapshot; `brume clone` does that at once.
+    #[command(after_help = format!("{RESTORE_EXAMPLES}\n\n{STATUS_HELP}"))]
+    Restore(RestoreArgs),
     /// Start many machines from one snapshot, each a process of its own.
     ///
     /// `{}` in a name stands for the number of the clone, from 0 on; `{:03}` for the same in three
@@ -97,6 +106,15 @@ Examples:
 
 --diff needs a machine that notes which pages are written: `track_dirty_pages` in its
 configuration, or `brume ctl memory tracking on`.";
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  brume restore --from base
+  brume restore --state s1 --memory m1 --api-sock vm.sock
+  brume restore --from base --net eth0=tap7 --vsock v7.sock --disk data=copy.img
+  brume restore --from base --working-set base/pages     without waits for what it needs first
+
+On the console, Ctrl-A x ends the machine, Ctrl-A h lists the keys.";
 
 const CLONE_EXAMPLES: &str = "\
 Examples:
@@ -241,7 +259,7 @@ pub(crate) struct FirecrackerArgs {
     pub(crate) parent_cpu_time_us: Option<u64>,
 }
 
-fn parse_level(name: &str) -> Result<Level, String> {
+pub(crate) fn parse_level(name: &str) -> Result<Level, String> {
     Level::from_name(name).ok_or_else(|| "use off, error, warning, info, debug or trace".to_owned())
 }
 
@@ -291,6 +309,7 @@ pub(crate) fn parse() -> Result<Invocation, ExitCode> {
         Some(Command::Run(args)) => Invocation::Run(Box::new(args)),
         Some(Command::Ctl(args)) => Invocation::Ctl(Box::new(args)),
         Some(Command::Snapshot(args)) => Invocation::Snapshot(Box::new(args)),
+        Some(Command::Restore(args)) => Invocation::Restore(Box::new(args)),
         Some(Command::Clone(args)) => Invocation::Clone(Box::new(args)),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "brume", &mut io::stdout());

@@ -80,10 +80,10 @@ pub(crate) enum Failure {
 impl Failure {
     fn status(&self) -> u8 {
         match self {
-            Self::ConfigFile(_) | Self::Config(_) | Self::Log { .. } => BAD_CONFIGURATION,
-            Self::Arguments(_) => BAD_ARGUMENTS,
             Self::Folder { .. } | Self::Taken(_) | Self::Ended { .. } => HOST_FAILURE,
             Self::Clone { source, .. } => source.status(),
+            Self::ConfigFile(_) | Self::Config(_) | Self::Log { .. } => BAD_CONFIGURATION,
+            Self::Arguments(_) => BAD_ARGUMENTS,
             Self::Build(BuildError::Kvm(KvmError::Open { .. } | KvmError::Version(_))) => NO_KVM,
             Self::Build(error) if error.is_host_failure() => HOST_FAILURE,
             Self::Build(_) => BAD_CONFIGURATION,

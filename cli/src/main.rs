@@ -14,6 +14,7 @@ mod log;
 mod metadata;
 mod pattern;
 mod progress;
+mod restore;
 mod run;
 mod signals;
 mod size;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Run(args)) => run::run(*args, started),
         Ok(Invocation::Clone(args)) => clone::run(&args),
         Ok(Invocation::Ctl(args)) => ctl::run(*args),
+        Ok(Invocation::Restore(args)) => restore::run(&args, started),
         Ok(Invocation::Snapshot(args)) => snapshot::run(&args),
         Ok(Invocation::Firecracker(args)) => firecracker::run(*args, started),
         Err(code) => return code,
