@@ -15,7 +15,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-/// How long an answer may take. A pause has to wait for what a device has in flight.
+/// How long an answer may take if nobody says otherwise. A pause has to wait for what a device has
+/// in flight.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The largest answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 64 << 20;
@@ -38,8 +39,8 @@ pub enum ClientError {
     #[error("this is no request")]
     Request(#[from] hyper::http::Error),
     /// It takes too long.
-    #[error("the API did not answer within {} seconds", PATIENCE.as_secs())]
-    TooSlow,
+    #[error("the API did not answer within {} seconds", .0.as_secs())]
+    TooSlow(Duration),
     /// The answer is too long or broken off.
     #[error("the answer cannot be read: {0}")]
     Body(String),
@@ -99,6 +100,7 @@ impl Response {
 pub struct Client {
     path: PathBuf,
     runtime: Runtime,
+    patience: Duration,
 }
 
 impl Client {
@@ -116,7 +118,15 @@ impl Client {
         Ok(Self {
             path: path.into(),
             runtime,
+            patience: PATIENCE,
         })
+    }
+
+    /// The same client, which waits for `patience` for each answer: to write or read much memory
+    /// takes its time.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Sends a request and waits for the answer, whatever its status.
@@ -143,9 +153,9 @@ impl Client {
                 body: String::from_utf8_lossy(&body.to_bytes()).into_owned(),
             })
         };
-        let limited = async { tokio::time::timeout(PATIENCE, exchange).await };
+        let limited = async { tokio::time::timeout(self.patience, exchange).await };
         let result = self.runtime.block_on(limited);
-        result.unwrap_or(Err(ClientError::TooSlow))
+        result.unwrap_or(Err(ClientError::TooSlow(self.patience)))
     }
 
     /// Gets `path` and hands each line of the answer to `line` as it comes, until that says to

@@ -11,9 +11,12 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::clone::CloneArgs;
 use crate::ctl::CtlArgs;
 use crate::exit::{BAD_ARGUMENTS, STATUS_HELP};
+use crate::restore::RestoreArgs;
 use crate::size::MemorySize;
+use crate::snapshot::SnapshotArgs;
 use crate::snapshot_files::{InspectArgs, RebaseArgs};
 use crate::spec::{DiskSpec, NetSpec};
 
@@ -35,6 +38,12 @@ pub(crate) enum Invocation {
     Inspect(InspectArgs),
     /// `brume rebase`.
     Rebase(RebaseArgs),
+    /// `brume snapshot`.
+    Snapshot(Box<SnapshotArgs>),
+    /// `brume restore`.
+    Restore(Box<RestoreArgs>),
+    /// `brume clone`.
+    Clone(Box<CloneArgs>),
     /// Firecracker's flags.
     Firecracker(Box<FirecrackerArgs>),
 }
@@ -63,6 +72,24 @@ enum Command {
     Inspect(InspectArgs),
     /// Merge the memory file of a diff snapshot into that of the snapshot before it.
     Rebase(RebaseArgs),
+    /// Write a machine that runs to files, by the socket of its API.
+    ///
+    /// The guest stands still while they are written, and then goes on.
+    #[command(after_help = SNAPSHOT_EXAMPLES)]
+    Snapshot(SnapshotArgs),
+    /// Start a machine from a snapshot, with this terminal as its serial console.
+    ///
+    /// It goes on where the machine of the snapshot stood still. Many can be made from one
+    /// snapshot; `brume clone` does that at once.
+    #[command(after_help = format!("{RESTORE_EXAMPLES}\n\n{STATUS_HELP}"))]
+    Restore(RestoreArgs),
+    /// Start many machines from one snapshot, each a process of its own.
+    ///
+    /// `{}` in a name stands for the number of the clone, from 0 on; `{:03}` for the same in three
+    /// digits. Clones share the pages of the snapshot that they do not write. Unless --detach is
+    /// given, Ctrl-C ends all of them, and this ends when all have ended.
+    #[command(after_help = CLONE_EXAMPLES)]
+    Clone(CloneArgs),
     /// Print a script that completes commands and flags in a shell.
     Completions {
         /// The shell
@@ -76,7 +103,37 @@ Examples:
   brume ctl --api-sock vm.sock info
   brume ctl --api-sock vm.sock pause
   brume ctl --api-sock vm.sock --json events
+  brume ctl --api-sock vm.sock memory dirty
   brume ctl --api-sock vm.sock request PUT /mmds '{\"key\": \"value\"}'";
+
+const SNAPSHOT_EXAMPLES: &str = "\
+Examples:
+  brume snapshot --api-sock vm.sock --out base
+  brume snapshot --api-sock vm.sock --out base --stop       and end the machine
+  brume snapshot --api-sock vm.sock --state s1 --memory m1 --diff
+  brume snapshot --api-sock vm.sock --out base --pre-copy   with the shortest pause
+
+--diff needs a machine that notes which pages are written: `track_dirty_pages` in its
+configuration, or `brume ctl memory tracking on`.";
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  brume restore --from base
+  brume restore --state s1 --memory m1 --api-sock vm.sock
+  brume restore --from base --net eth0=tap7 --vsock v7.sock --disk data=copy.img
+  brume restore --from base --working-set base/pages     without waits for what it needs first
+
+On the console, Ctrl-A x ends the machine, Ctrl-A h lists the keys.";
+
+const CLONE_EXAMPLES: &str = "\
+Examples:
+  brume clone --from base --count 3
+  brume clone --from base --count 100 --api-sock 'run/vm{:03}.sock' --log 'log/vm{:03}.log'
+  brume clone --from base --count 8 --net 'eth0=tap{}' --vsock 'vsock{}.sock'
+  brume clone --from base --count 8 --disk 'data=copy{}.img' --detach --json
+
+Each clone needs TAPs, vsock sockets and writable disks of its own, which have to be there
+already (the sockets must not). What goes to the console of a clone is in its --log.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -211,7 +268,7 @@ pub(crate) struct FirecrackerArgs {
     pub(crate) parent_cpu_time_us: Option<u64>,
 }
 
-fn parse_level(name: &str) -> Result<Level, String> {
+pub(crate) fn parse_level(name: &str) -> Result<Level, String> {
     Level::from_name(name).ok_or_else(|| "use off, error, warning, info, debug or trace".to_owned())
 }
 
@@ -256,6 +313,9 @@ pub(crate) fn parse() -> Result<Invocation, ExitCode> {
         Some(Command::Ctl(args)) => Invocation::Ctl(Box::new(args)),
         Some(Command::Inspect(args)) => Invocation::Inspect(args),
         Some(Command::Rebase(args)) => Invocation::Rebase(args),
+        Some(Command::Snapshot(args)) => Invocation::Snapshot(Box::new(args)),
+        Some(Command::Restore(args)) => Invocation::Restore(Box::new(args)),
+        Some(Command::Clone(args)) => Invocation::Clone(Box::new(args)),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "brume", &mut io::stdout());
             return Err(ExitCode::SUCCESS);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `brume ctl`: a client of the control API for people and scripts.
 
+mod memory;
+
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -10,6 +12,7 @@ use brume_api::{Client, ClientError};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use self::memory::MemoryCommand;
 use crate::exit::Failure;
 
 /// Arguments of `brume ctl`.
@@ -54,6 +57,9 @@ enum CtlCommand {
         /// The file; the one that it has, to look at its size again
         path: PathBuf,
     },
+    /// Which pages of the guest's memory were written, and where they are
+    #[command(subcommand)]
+    Memory(MemoryCommand),
     /// Send any request: METHOD PATH [BODY]
     Request {
         /// GET, PUT, PATCH or DELETE
@@ -107,6 +113,7 @@ impl Ctl {
                 let body = json!({"drive_id": id, "path_on_host": path});
                 self.print("PATCH", &format!("/drives/{id}"), Some(&body))
             }
+            CtlCommand::Memory(command) => self.memory(command),
             CtlCommand::Request { method, path, body } => {
                 let reply = self.client.send(&method, &path, &body)?.success()?;
                 self.show(&reply.body)
@@ -246,6 +253,11 @@ fn table(instance: &Value, config: &Value) -> String {
             format!("{host}, MAC {}", text(&interface["guest_mac"])),
         ));
     }
+    aligned(&rows)
+}
+
+/// Names and values, a line for each.
+fn aligned(rows: &[(String, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let lines = rows
         .iter()

@@ -24,7 +24,7 @@ Exit status:
     5  KVM failed inside, most often at an instruction it cannot emulate
     6  the processor refused to enter the guest
     7  a vCPU failed in another way
-    8  brume ctl: the machine refused, or none answers at the socket
+    8  brume ctl, snapshot and clone: the machine refused, or none answers at the socket
   130  ended from the keyboard (Ctrl-A x) or by SIGINT
   143  ended by SIGTERM
   152  the configuration is bad: a value, a kernel, a disk or a network interface
@@ -54,6 +54,14 @@ pub(crate) enum Failure {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Arguments(String),
+    #[error("the path {} cannot be used", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("{} exists already: remove it if no machine uses it", .0.display())]
+    Taken(PathBuf),
+    #[error("clone {number}")]
+    Clone { number: u32, source: Box<Failure> },
+    #[error("it ended {how}")]
+    Ended { how: String },
     #[error("the log cannot be written to {path}")]
     Log { path: String, source: io::Error },
     #[error("the terminal and signals cannot be set up")]
@@ -79,6 +87,8 @@ pub(crate) enum Failure {
 impl Failure {
     fn status(&self) -> u8 {
         match self {
+            Self::Folder { .. } | Self::Taken(_) | Self::Ended { .. } => HOST_FAILURE,
+            Self::Clone { source, .. } => source.status(),
             Self::ConfigFile(_) | Self::Config(_) | Self::Log { .. } => BAD_CONFIGURATION,
             Self::Arguments(_) => BAD_ARGUMENTS,
             Self::Build(error) if is_kvm_missing(error) => NO_KVM,
@@ -88,19 +98,14 @@ impl Failure {
             Self::Run(RunError::Vcpu(VcpuFailure::Entry { .. })) => FAILED_ENTRY,
             Self::Run(RunError::Vcpu(_)) => VCPU_FAILURE,
             Self::Client(_) => NO_ANSWER,
-<<<<<<< HEAD
             Self::Load(LoadError::Build(error)) if is_kvm_missing(error) => NO_KVM,
-            Self::Output(_) | Self::Host(_) | Self::Server(_) | Self::Load(_) | Self::Run(_) => {
-                HOST_FAILURE
-            }
-=======
             Self::Output(_)
             | Self::Host(_)
             | Self::Server(_)
+            | Self::Load(_)
             | Self::Run(_)
             | Self::State { .. }
             | Self::Rebase(_) => HOST_FAILURE,
->>>>>>> files-in
         }
     }
 

@@ -13,7 +13,7 @@ use brume_vmm::Description;
 use crate::args::FirecrackerArgs;
 use crate::clock;
 use crate::exit::Failure;
-use crate::launch::{Clock, Launch, Remote};
+use crate::launch::{Clock, Launch, Origin, Remote};
 use crate::log::{Log, RunningLog, Style};
 use crate::metadata;
 use crate::snapshot_files;
@@ -77,7 +77,7 @@ fn launch(
         clock: Rc::new(move || args.boot_timer.then(|| start_clock(&args, started))),
         as_firecracker: true,
     };
-    let complete = config.is_some();
+    let at_once = config.as_ref().map(|_| Origin::Description);
     let mut config = config.unwrap_or_default();
     if let Some(metrics_path) = metrics_path {
         config.metrics = Some(MetricsConfig {
@@ -87,10 +87,10 @@ fn launch(
     }
     let description = Description { id, config, mmds };
     match socket {
-        None => launch.run(description),
+        None => launch.run(description, Origin::Description),
         Some(path) => launch.serve(Remote {
             description,
-            complete,
+            at_once,
             server: Server::bind(&path, limit)?,
             log: Some(log),
         }),

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From a configuration to the exit status: what both ways to start a machine share.
 
+use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use brume_api::config::Logger;
-use brume_api::{Fault, Server};
+use brume_api::{Fault, LoadSnapshot, Server};
 use brume_vmm::{
     BuildOptions, Description, Ending, Instance, Machine, MakeOptions, Outcome, StopReason,
 };
 use event_manager::MutEventSubscriber;
 
+use crate::args::DEFAULT_BODY_LIMIT;
 use crate::clock;
 use crate::console::ConsoleInput;
 use crate::exit::{Failure, describe, status_of};
@@ -45,30 +48,76 @@ pub(crate) struct Launch {
     pub(crate) as_firecracker: bool,
 }
 
+/// What a machine is made from.
+pub(crate) enum Origin {
+    /// Its description.
+    Description,
+    /// The files of another.
+    Snapshot(Box<LoadSnapshot>),
+}
+
+impl Origin {
+    fn make(self, instance: Instance) -> Result<Machine, Failure> {
+        match self {
+            Self::Description => Ok(instance.build()?),
+            Self::Snapshot(load) => Ok(instance.restore(&load)?),
+        }
+    }
+}
+
 /// A machine that others may describe and start, by the control API.
 pub(crate) struct Remote {
     /// Its name, and what it is made from so far.
     pub(crate) description: Description,
-    /// Whether that is all, and it is to be started at once.
-    pub(crate) complete: bool,
+    /// What it is made from at once, and not when a client says so.
+    pub(crate) at_once: Option<Origin>,
     pub(crate) server: Server,
     /// The log, if clients may configure it.
     pub(crate) log: Option<RunningLog>,
 }
 
 impl Launch {
-    /// Builds the machine, runs it to its end, and says how to exit.
+    /// Makes the machine at once and runs it to its end, with an API at `socket` if there is to be
+    /// one.
     ///
     /// # Errors
     ///
-    /// The machine cannot be built, or comes to a bad end. The terminal is as it was before.
-    pub(crate) fn run(self, description: Description) -> Result<ExitCode, Failure> {
+    /// As for [`Launch::serve`].
+    pub(crate) fn run_with_socket(
+        self,
+        description: Description,
+        origin: Origin,
+        socket: Option<&Path>,
+    ) -> Result<ExitCode, Failure> {
+        let Some(path) = socket else {
+            return self.run(description, origin);
+        };
+        let server = Server::bind(path, DEFAULT_BODY_LIMIT)?;
+        let status = self.serve(Remote {
+            description,
+            at_once: Some(origin),
+            server,
+            log: None,
+        });
+        // It is ours; a person would wonder what it is for. If it cannot be removed, that is no
+        // reason to end otherwise.
+        let _ = fs::remove_file(path);
+        status
+    }
+
+    /// Makes the machine, runs it to its end, and says how to exit.
+    ///
+    /// # Errors
+    ///
+    /// The machine cannot be made, or comes to a bad end. The terminal is as it was before.
+    pub(crate) fn run(self, description: Description, origin: Origin) -> Result<ExitCode, Failure> {
         // Before the first thread, so that all inherit it.
         let signals = Signals::block().map_err(Failure::Host)?;
         let progress = Progress::show(self.progress.clone(), self.started);
-        let options = self.make_options(progress.clone())().map_err(Failure::Host)?;
-        let machine = Machine::build(description, options)?;
-        let signals = signals.serve(machine.handle());
+        let options = self.make_options(progress.clone());
+        let instance = Instance::new(description, options, Box::new(|_| Ok(())))?;
+        let signals = signals.serve(instance.handle());
+        let machine = origin.make(instance)?;
         self.run_machine(machine, vec![signals], &progress)
     }
 
@@ -101,8 +150,8 @@ impl Launch {
         instance.started_up(self.started.elapsed(), clock::process_cpu());
         let mut subscribers = vec![signals.serve(instance.handle())];
         let events = instance.events();
-        let machine = if remote.complete {
-            instance.build()?
+        let machine = if let Some(origin) = remote.at_once {
+            origin.make(instance)?
         } else {
             let (outcome, back) = instance.wait_for_start(subscribers)?;
             subscribers = back;

@@ -3,17 +3,22 @@
 
 mod args;
 mod clock;
+mod clone;
 mod console;
 mod ctl;
 mod exit;
 mod firecracker;
 mod launch;
+mod load;
 mod log;
 mod metadata;
+mod pattern;
 mod progress;
+mod restore;
 mod run;
 mod signals;
 mod size;
+mod snapshot;
 mod snapshot_files;
 mod spec;
 mod terminal;
@@ -27,9 +32,12 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let result = match args::parse() {
         Ok(Invocation::Run(args)) => run::run(*args, started),
+        Ok(Invocation::Clone(args)) => clone::run(&args),
         Ok(Invocation::Ctl(args)) => ctl::run(*args),
         Ok(Invocation::Inspect(args)) => snapshot_files::inspect(&args),
         Ok(Invocation::Rebase(args)) => snapshot_files::rebase(&args),
+        Ok(Invocation::Restore(args)) => restore::run(&args, started),
+        Ok(Invocation::Snapshot(args)) => snapshot::run(&args),
         Ok(Invocation::Firecracker(args)) => firecracker::run(*args, started),
         Err(code) => return code,
     };

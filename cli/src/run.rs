@@ -8,14 +8,13 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Instant;
 
-use brume_api::Server;
 use brume_api::config::{BootSource, MachineConfig, VmConfig};
 use brume_vmm::Description;
 
-use crate::args::{DEFAULT_BODY_LIMIT, DEFAULT_ID, RunArgs};
+use crate::args::{DEFAULT_ID, RunArgs};
 use crate::exit::Failure;
 use crate::firecracker::process_clock;
-use crate::launch::{Launch, Remote};
+use crate::launch::{Launch, Origin};
 use crate::log::{Log, Style};
 
 /// The command line of a kernel that is given none: the serial console, and an end of the process
@@ -55,22 +54,7 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<ExitCode, Failure> 
         config,
         ..Description::default()
     };
-    match socket {
-        None => launch.run(description),
-        Some(path) => {
-            let server = Server::bind(&path, DEFAULT_BODY_LIMIT)?;
-            let status = launch.serve(Remote {
-                description,
-                complete: true,
-                server,
-                log: None,
-            });
-            // It is ours; a person would wonder what it is for. If it cannot be removed, that is
-            // no reason to end otherwise.
-            let _ = fs::remove_file(&path);
-            status
-        }
-    }
+    launch.run_with_socket(description, Origin::Description, socket.as_deref())
 }
 
 fn config_of(args: RunArgs) -> Result<VmConfig, Failure> {

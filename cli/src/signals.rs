@@ -9,6 +9,7 @@ use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::FromRawFd;
+use std::process::Child;
 
 use brume_vmm::{MachineHandle, StopReason};
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -28,14 +29,28 @@ impl Signals {
     ///
     /// The host gives no file descriptor for them.
     pub(crate) fn block() -> io::Result<Self> {
-        let set = create_sigset(&ENDING).map_err(io::Error::from)?;
+        Self::block_all(&ENDING, libc::SFD_NONBLOCK)
+    }
+
+    /// The same, and the end of a child with them, for [`Signals::wait`].
+    ///
+    /// # Errors
+    ///
+    /// The host gives no file descriptor for them.
+    pub(crate) fn block_with_children() -> io::Result<Self> {
+        let [a, b, c, d] = ENDING;
+        Self::block_all(&[a, b, c, d, libc::SIGCHLD], 0)
+    }
+
+    fn block_all(signals: &[c_int], flags: c_int) -> io::Result<Self> {
+        let set = create_sigset(signals).map_err(io::Error::from)?;
         // SAFETY: the set is whole, and the old one is not asked for.
         let result =
             unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
         if result != 0 {
             return Err(io::Error::from_raw_os_error(result));
         }
-        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        let flags = libc::SFD_CLOEXEC | flags;
         // SAFETY: the set is whole; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &raw const set, flags) };
         if fd < 0 {
@@ -43,6 +58,17 @@ impl Signals {
         }
         // SAFETY: the descriptor is new and nobody else has it.
         Ok(Self(unsafe { File::from_raw_fd(fd) }))
+    }
+
+    /// Waits for the next signal.
+    ///
+    /// # Errors
+    ///
+    /// None can be read.
+    pub(crate) fn wait(&mut self) -> io::Result<c_int> {
+        let mut record = [0; RECORD];
+        self.0.read_exact(&mut record)?;
+        Ok(number(&record))
     }
 
     /// Turns the signals into requests to `machine`.
@@ -54,6 +80,18 @@ impl Signals {
     }
 }
 
+/// The number of a signal is the first field of its record.
+fn number(record: &[u8; RECORD]) -> c_int {
+    let [a, b, c, d, ..] = *record;
+    c_int::from_ne_bytes([a, b, c, d])
+}
+
+/// Asks `child` to end, which must not have been waited for yet.
+pub(crate) fn terminate(child: &Child) {
+    // SAFETY: it only sends a signal, to a process that keeps its number until it is waited for.
+    unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) };
+}
+
 struct Server {
     signals: File,
     machine: MachineHandle,
@@ -63,10 +101,7 @@ impl MutEventSubscriber for Server {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         let mut record = [0; RECORD];
         while self.signals.read_exact(&mut record).is_ok() {
-            // The number is the first field of the record.
-            let [a, b, c, d, ..] = record;
-            let number = u32::from_ne_bytes([a, b, c, d]);
-            self.machine.stop(StopReason::Signal(number.cast_signed()));
+            self.machine.stop(StopReason::Signal(number(&record)));
         }
     }
 
