@@ -166,7 +166,7 @@ impl MachineParts {
                 },
             },
         )?;
-        generation::init(&memory)?;
+        generation::init(&assembly.memory.guest)?;
         tracing::debug!("kernel loaded by {:?} at {:x?}", boot.protocol, boot.kernel);
 
         let vcpus = make_vcpus(&assembly, config, &boot.registers, sender)?;

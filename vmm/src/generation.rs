@@ -76,7 +76,6 @@ pub(crate) fn init(memory: &GuestMemory) -> Result<(), GenerationError> {
 /// # Errors
 ///
 /// As for [`init`].
-#[cfg_attr(not(test), expect(dead_code, reason = "a restore calls it"))]
 pub(crate) fn renew(memory: &GuestMemory) -> Result<(), GenerationError> {
     write_id(memory)?;
     let updating = u32::from_le(memory.load(vmclock(SEQ_COUNT), SeqCst)?) | 1;
@@ -95,7 +94,6 @@ pub(crate) fn renew(memory: &GuestMemory) -> Result<(), GenerationError> {
 /// # Errors
 ///
 /// KVM does not raise the interrupt.
-#[expect(dead_code, reason = "a restore calls it")]
 pub(crate) fn notify(vm: &Vm) -> Result<(), KvmError> {
     vm.pulse_interrupt(layout::GENERATION_GSI)
 }

@@ -19,6 +19,7 @@ use crate::build::{BuildError, BuildOptions};
 use crate::chipset::ChipsetState;
 use crate::cpu::{Known, VcpuHandle, VcpuState};
 use crate::event::EventSender;
+use crate::generation;
 use crate::instance::Description;
 use crate::kvm::{Vm, VmKvmState};
 use crate::machine::{MachineParts, Start};
@@ -49,6 +50,8 @@ impl MachineParts {
             clock: options.clock,
         };
         let assembly = Assembly::new(description, memory, outside, sender)?;
+        // From here on this is another machine than the one that was saved.
+        generation::renew(&assembly.memory.guest).map_err(BuildError::from)?;
         let vcpus = saved.restore_vcpus(&assembly.vm)?;
         let queues = saved.restore_rest(&assembly, request.clock_realtime)?;
         let vcpus = (0..)
@@ -189,6 +192,7 @@ impl Saved {
     ) -> Result<Vec<RunningQueues>, LoadError> {
         let transports = &assembly.transports;
         self.kvm.restore(&assembly.vm, clock_realtime)?;
+        generation::notify(&assembly.vm).map_err(BuildError::from)?;
         assembly.chipset.restore(self.chipset)?;
         if self.virtio.len() != transports.len() {
             return Err(LoadError::Contradiction(format!(
