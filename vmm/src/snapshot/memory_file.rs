@@ -10,6 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice, WriteVol
 
 use crate::page_set::{PAGE_SIZE, PageSet, Region};
 
+/// The same as [`PAGE_SIZE`].
+const PAGE: usize = 4096;
+
 /// What becomes of pages of zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Zeros {
@@ -90,9 +93,9 @@ impl Out<'_> {
         if slice.read_obj::<u64>(0).is_ok_and(|word| word != 0) {
             return Ok(false);
         }
-        let mut copy = [0; PAGE_SIZE as usize];
+        let mut copy = [0; PAGE];
         slice.copy_to(&mut copy);
-        Ok(copy == [0; PAGE_SIZE as usize])
+        Ok(copy == [0; PAGE])
     }
 
     fn slice(

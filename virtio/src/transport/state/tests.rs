@@ -191,7 +191,7 @@ fn a_bad_state_is_refused_with_what_is_wrong() {
         assert!(error.contains(text), "{error:?} does not say {text:?}");
     };
     says("type 2, and the device here is of type 4", &|s| {
-        s.device_type = 2
+        s.device_type = 2;
     });
     says(
         "feature bits 7, 11, 40 of the virtio device of type 4",
@@ -206,7 +206,7 @@ fn a_bad_state_is_refused_with_what_is_wrong() {
     says("2 queues", &|s| s.running.push(None));
     says("0 queues", &|s| s.queues.clear());
     says("up to 512 descriptors, and is with 256", &|s| {
-        s.queues[0].max_size = 512
+        s.queues[0].max_size = 512;
     });
     let both = |s: &mut TransportState, change: &dyn Fn(&mut QueueState)| {
         change(&mut s.queues[0]);
