@@ -47,6 +47,11 @@ pub(crate) struct ApiCall {
 }
 
 impl ApiCall {
+    /// What is asked for.
+    pub(crate) fn request(&self) -> &ApiRequest {
+        &self.request
+    }
+
     /// Answers with what `handle` makes of the request.
     pub(crate) fn answer(self, handle: impl FnOnce(ApiRequest) -> Result<Answer, Fault>) {
         self.reply.send(handle(self.request));
