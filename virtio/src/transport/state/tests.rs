@@ -191,7 +191,7 @@ fn a_bad_state_is_refused_with_what_is_wrong() {
         assert!(error.contains(text), "{error:?} does not say {text:?}");
     };
     says("type 2, and the device here is of type 4", &|s| {
-        s.device_type = 2
+        s.device_type = 2;
     });
     says(
         "feature bits 7, 11, 40 of the virtio device of type 4",
@@ -206,7 +206,7 @@ fn a_bad_state_is_refused_with_what_is_wrong() {
     says("2 queues", &|s| s.running.push(None));
     says("0 queues", &|s| s.queues.clear());
     says("up to 512 descriptors, and is with 256", &|s| {
-        s.queues[0].max_size = 512
+        s.queues[0].max_size = 512;
     });
     let both = |s: &mut TransportState, change: &dyn Fn(&mut QueueState)| {
         change(&mut s.queues[0]);
@@ -223,13 +223,13 @@ fn a_bad_state_is_refused_with_what_is_wrong() {
         },
     );
     says("not in guest memory", &|s| {
-        both(s, &|queue| queue.desc_table = u64::MAX - 15)
+        both(s, &|queue| queue.desc_table = u64::MAX - 15);
     });
     says("is not aligned", &|s| {
-        both(s, &|queue| queue.avail_ring |= 1)
+        both(s, &|queue| queue.avail_ring |= 1);
     });
     says("not the one that the driver has set up", &|s| {
-        s.queues[0].used_ring += 8
+        s.queues[0].used_ring += 8;
     });
     says("in flight", &|s| {
         s.running
@@ -245,19 +245,19 @@ fn a_bad_state_is_refused_with_what_is_wrong() {
     says("features without a driver", &|s| s.status &= !2);
     says("before its features are agreed", &|s| s.status &= !8);
     says("not acceptable", &|s| {
-        s.driver_features &= !feature::VERSION_1
+        s.driver_features &= !feature::VERSION_1;
     });
     says("not acceptable", &|s| {
-        s.device_features &= !feature::EVENT_IDX
+        s.device_features &= !feature::EVENT_IDX;
     });
     says("run without a driver", &|s| s.status &= !4);
     says("interrupt status that is none", &|s| {
-        s.interrupt_status |= 4
+        s.interrupt_status |= 4;
     });
     says("cannot be read", &|s| s.device = json!({}));
     says("cannot be read", &|s| s.device = Value::Null);
     says("cannot be read", &|s| {
-        s.device["limiter"]["surplus"] = json!(1)
+        s.device["limiter"]["surplus"] = json!(1);
     });
     for (field, value) in [
         ("size", json!(0)),
