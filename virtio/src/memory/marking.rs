@@ -56,6 +56,12 @@ impl Bench {
             driver.state.desc_table = base;
             driver.state.avail_ring = base + 0x8000;
             driver.state.used_ring = base + 0xaffc;
+            // An element of zeroes is to be a change too.
+            let elements = GuestAddress(base + 0xb000);
+            watched
+                .guest
+                .write_slice(&[0xff; 0x1000], elements)
+                .unwrap();
             driver
         });
         Self {
