@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 
 use brume_api::config::{HugePages, VmConfig};
 use brume_api::{BackendType, LoadSnapshot};
-use brume_snapshot::StateFile;
+use brume_snapshot::{StateError, StateFile};
 use brume_virtio::transport::RunningQueues;
 use kvm_ioctls::VcpuFd;
 
@@ -91,7 +91,12 @@ impl Saved {
     ///
     /// It is not whole, not for this version, or not for what the request wants to change.
     fn read(request: &LoadSnapshot) -> Result<Self, LoadError> {
-        let mut file = StateFile::read(&request.snapshot_path)?;
+        let saved = Self::of(StateFile::read(&request.snapshot_path)?)?;
+        saved.check()?;
+        saved.with_overrides(request)
+    }
+
+    fn of(mut file: StateFile) -> Result<Self, StateError> {
         let machine: MachineSection = file.take(0)?;
         let saved = Self {
             config: machine.config,
@@ -102,8 +107,7 @@ impl Saved {
             virtio: file.take_all()?,
         };
         file.finish()?;
-        saved.check()?;
-        saved.with_overrides(request)
+        Ok(saved)
     }
 
     fn check(&self) -> Result<(), LoadError> {
@@ -238,4 +242,104 @@ fn open(path: &Path) -> Result<File, LoadError> {
         path: path.into(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use brume_snapshot::{Saved as Section, StateWriter};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The same machine, written by each version that there was.
+    const GOLDEN: [&[u8]; 2] = [
+        include_bytes!("../../testdata/state-1"),
+        include_bytes!("../../testdata/state-2"),
+    ];
+
+    fn all<T: Section>(file: &mut StateFile, writer: &mut StateWriter) {
+        let sections: Vec<T> = file.take_all().unwrap();
+        for (id, section) in (0..).zip(&sections) {
+            writer.push(id, section).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_of_every_version_are_read() {
+        for golden in GOLDEN {
+            let saved = Saved::of(StateFile::parse(golden).unwrap()).unwrap();
+            saved.check().unwrap();
+            assert_eq!(saved.vcpus.len(), 2);
+            let names: Vec<_> = saved.virtio.iter().map(|device| &device.name).collect();
+            assert_eq!(names, ["disk", "balloon", "vsock", "entropy"]);
+        }
+    }
+
+    #[test]
+    fn the_present_form_is_written_as_it_was() {
+        let [.., newest] = GOLDEN;
+        let mut file = StateFile::parse(newest).unwrap();
+        let mut writer = StateWriter::new();
+        all::<MachineSection>(&mut file, &mut writer);
+        all::<MemorySection>(&mut file, &mut writer);
+        all::<VmKvmState>(&mut file, &mut writer);
+        all::<VcpuState>(&mut file, &mut writer);
+        all::<ChipsetState>(&mut file, &mut writer);
+        all::<VirtioSection>(&mut file, &mut writer);
+        file.finish().unwrap();
+        assert!(
+            writer.finish() == newest,
+            "a section's form has changed: raise its version"
+        );
+    }
+
+    #[test]
+    fn registers_of_the_first_version_become_those_of_the_second() {
+        let [first, ..] = GOLDEN;
+        let of_first = |section: &&brume_snapshot::Section| section.kind() == "vcpu";
+        let file = StateFile::parse(first).unwrap();
+        let old = file.sections().find(of_first).unwrap().content().unwrap();
+        let new = VcpuState::upgrade(1, old.clone()).unwrap();
+        // `struct kvm_regs` begins with RAX and ends with RIP and RFLAGS.
+        let regs = old["regs"].as_str().unwrap();
+        let word = |at: usize| {
+            let bytes = (0..8).map(|byte| {
+                let digits = &regs[2 * (at + byte)..][..2];
+                u64::from_str_radix(digits, 16).unwrap() << (8 * byte)
+            });
+            json!(format!("{:#x}", bytes.sum::<u64>()))
+        };
+        assert_eq!(new["registers"]["rax"], word(0));
+        assert_eq!(new["registers"]["rip"], word(128));
+        assert_eq!(new["registers"]["rflags"], word(136));
+        let tsc = old["msrs"]["16"].as_u64().unwrap();
+        assert_eq!(new["msrs"]["0x10"], json!(format!("{tsc:#x}")));
+        assert!(VcpuState::upgrade(1, Value::Null).is_err());
+        assert!(VcpuState::upgrade(0, old).is_err());
+    }
+
+    #[test]
+    fn overrides_of_what_is_not_there_are_refused_by_name() {
+        let request = |body: LoadSnapshot| {
+            let [.., newest] = GOLDEN;
+            let saved = Saved::of(StateFile::parse(newest).unwrap()).unwrap();
+            saved.with_overrides(&body).err().unwrap().to_string()
+        };
+        let text = request(LoadSnapshot {
+            network_overrides: vec![brume_api::NetworkOverride {
+                iface_id: "eth7".into(),
+                host_dev_name: "tap0".into(),
+            }],
+            ..LoadSnapshot::default()
+        });
+        assert!(text.contains("Unknown Network Device \"eth7\""), "{text}");
+        let text = request(LoadSnapshot {
+            drive_overrides: vec![brume_api::DriveOverride {
+                drive_id: "other".into(),
+                path_on_host: "/x".into(),
+            }],
+            ..LoadSnapshot::default()
+        });
+        assert!(text.contains("no drive \"other\""), "{text}");
+    }
 }
