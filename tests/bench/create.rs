@@ -6,6 +6,8 @@
 //! Firecracker does not copy ahead: beside a pre-copied diff stands its ordinary one.
 
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use crate::guest::{Files, Guest, Size};
 use crate::program::Programs;
@@ -13,6 +15,7 @@ use crate::session::unless_refused;
 use crate::table::{Better, Head, Table};
 
 const ROUNDS: usize = 3;
+const SETTLE: Duration = Duration::from_millis(5);
 const PERCENTS: [u64; 3] = [1, 10, 100];
 const KINDS: [&str; 3] = ["Full", "Diff", "pre-copied"];
 
@@ -58,6 +61,8 @@ fn one(programs: &Programs, monitor: &str, size: Size) -> io::Result<Vec<f64>> {
 fn take(programs: &Programs, monitor: &str, guest: &mut Guest, kind: &str) -> io::Result<[f64; 2]> {
     let files = Files::new(programs, "create");
     guest.ask(b'g', "gap", "ns")?;
+    // Its answers do not count, so it must not be stopped at the end of this one.
+    thread::sleep(SETTLE);
     let took = if kind == "pre-copied" && monitor == "brume" {
         match unless_refused(guest.create_pre_copied(&files))? {
             Some(took) => took,
