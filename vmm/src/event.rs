@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::cpu::VcpuEnd;
 use crate::instance::ApiCall;
 use crate::lifecycle::{IllegalTransition, VmState};
+use crate::machine::{Pass, PreCopied};
 
 /// Why a machine was told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,12 @@ pub(crate) enum Event {
     DeviceFailed(String),
     /// It is time to write metrics.
     MetricsDue,
+    /// The time is over in which written pages are counted.
+    RateDue,
+    /// Pages of a snapshot are written, while the machine runs.
+    Copied(Box<Pass>),
+    /// A snapshot that was written while the machine ran is on the disk, or is not.
+    Saved(Box<PreCopied>),
 }
 
 /// A request from outside, with the way to answer it.
