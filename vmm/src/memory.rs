@@ -6,7 +6,12 @@
 
 #![allow(unsafe_code)]
 
+mod handler;
 pub(crate) mod pagemap;
+mod peer;
+mod populate;
+pub(crate) mod uffd;
+pub(crate) mod working_set;
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
@@ -22,6 +27,11 @@ use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
 
 use crate::page_set;
+
+pub(crate) use handler::Handler;
+pub(crate) use populate::Pages;
+pub use uffd::UffdError;
+pub use working_set::WorkingSetError;
 
 /// The size of a reserved huge page, in bytes.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -95,6 +105,8 @@ pub(crate) struct MachineMemory {
     /// In bytes.
     pub(crate) size: u64,
     pub(crate) backing: Backing,
+    /// Who serves it, for [`Backing::Uffd`].
+    pub(crate) handler: Option<Arc<Handler>>,
 }
 
 /// What a page is that was not written yet.
@@ -115,6 +127,7 @@ impl MachineMemory {
             guest,
             regions,
             backing,
+            handler: None,
         }
     }
 }
