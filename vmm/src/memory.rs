@@ -6,7 +6,12 @@
 
 #![allow(unsafe_code)]
 
+mod handler;
 pub(crate) mod pagemap;
+mod peer;
+mod populate;
+pub(crate) mod uffd;
+pub(crate) mod working_set;
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
@@ -25,6 +30,11 @@ use vm_memory::{
 };
 
 use crate::page_set::{self, PAGE_SIZE};
+
+pub(crate) use handler::Handler;
+pub(crate) use populate::Pages;
+pub use uffd::UffdError;
+pub use working_set::WorkingSetError;
 
 /// The size of a reserved huge page, in bytes.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -98,6 +108,8 @@ pub(crate) struct MachineMemory {
     /// In bytes.
     pub(crate) size: u64,
     pub(crate) backing: Backing,
+    /// Who serves it, for [`Backing::Uffd`].
+    pub(crate) handler: Option<Arc<Handler>>,
 }
 
 /// What a page is that was not written yet.
@@ -118,6 +130,7 @@ impl MachineMemory {
             guest,
             regions,
             backing,
+            handler: None,
         }
     }
 

@@ -23,7 +23,8 @@ use crate::generation;
 use crate::instance::Description;
 use crate::kvm::{Vm, VmKvmState};
 use crate::machine::{MachineParts, Start};
-use crate::memory::{self, MachineMemory};
+use crate::memory::{self, MachineMemory, Pages, uffd, working_set};
+use crate::page_set::PageSet;
 
 impl MachineParts {
     /// Makes the machine that `request` names, paused; `description` becomes what it was made from,
@@ -35,41 +36,27 @@ impl MachineParts {
         sender: &EventSender,
     ) -> Result<Self, LoadError> {
         let saved = Saved::read(request)?;
+        let size = saved.memory.size;
+        let working_set = request.working_set_path.as_deref();
+        let working_set = working_set.map(|path| working_set::load(path, size));
+        let working_set = working_set.transpose()?;
         let memory = saved.map_memory(request)?;
-        let own = &description.config;
-        let config = VmConfig {
-            logger: own.logger.clone(),
-            metrics: own.metrics.clone(),
-            serial: own.serial.clone(),
-            ..saved.config.clone()
+        let handler = memory.handler.clone();
+        let make = || {
+            saved.check_memory(&memory, request)?;
+            if let Some(pages) = working_set {
+                working_set::prefetch(&memory, pages);
+            }
+            saved.assemble(memory, description, request, options, sender)
         };
-        config.validate().map_err(BuildError::from)?;
-        description.config = config;
-        let outside = Outside {
-            console: options.console,
-            clock: options.clock,
+        let parts = match handler {
+            Some(handler) => handler.guard(make)?,
+            None => make()?,
         };
-        let assembly = Assembly::new(description, memory, outside, sender)?;
-        // From here on this is another machine than the one that was saved.
-        generation::renew(&assembly.memory.guest).map_err(BuildError::from)?;
-        let vcpus = saved.restore_vcpus(&assembly.vm)?;
-        let queues = saved.restore_rest(&assembly, request.clock_realtime)?;
-        let vcpus = (0..)
-            .zip(vcpus)
-            .map(|(index, vcpu)| {
-                let (vcpu, known) = vcpu;
-                VcpuHandle::spawn(index, vcpu, known, assembly.buses.clone(), sender.clone())
-            })
-            .collect::<Result<_, _>>()
-            .map_err(BuildError::from)?;
-        Ok(Self {
-            vcpus,
-            assembly,
-            start: Start::Restored {
-                queues,
-                resume: request.resume_vm,
-            },
-        })
+        if request.prefault {
+            prefault(&parts.assembly.memory)?;
+        }
+        Ok(parts)
     }
 }
 
@@ -157,7 +144,7 @@ impl Saved {
     ///
     /// # Errors
     ///
-    /// It is missing, or not the one that was written with the state.
+    /// It is missing, or nobody serves it.
     fn map_memory(&self, request: &LoadSnapshot) -> Result<MachineMemory, LoadError> {
         let path = &request.mem_backend.backend_path;
         let size = self.memory.size;
@@ -169,12 +156,70 @@ impl Saved {
                     pages => memory::read_file(size, &file, pages)?,
                 }
             }
-            BackendType::Uffd => return Err(LoadError::Contradiction("uffd".into())),
+            BackendType::Uffd => {
+                let pages = self.config.machine_config.huge_pages;
+                uffd::map_served(size, pages, path)?
+            }
         };
-        if !self.memory.mark.is_in(&memory.guest)? {
-            return Err(LoadError::OtherMemory { path: path.clone() });
-        }
         Ok(memory)
+    }
+
+    /// Sees to it that `memory` is the one that was written with the state.
+    fn check_memory(
+        &self,
+        memory: &MachineMemory,
+        request: &LoadSnapshot,
+    ) -> Result<(), LoadError> {
+        if self.memory.mark.is_in(&memory.guest)? {
+            return Ok(());
+        }
+        let path = request.mem_backend.backend_path.clone();
+        Err(LoadError::OtherMemory { path })
+    }
+
+    /// Puts a machine in that state around `memory`.
+    fn assemble(
+        self,
+        memory: MachineMemory,
+        description: &mut Description,
+        request: &LoadSnapshot,
+        options: BuildOptions,
+        sender: &EventSender,
+    ) -> Result<MachineParts, LoadError> {
+        let own = &description.config;
+        let config = VmConfig {
+            logger: own.logger.clone(),
+            metrics: own.metrics.clone(),
+            serial: own.serial.clone(),
+            ..self.config.clone()
+        };
+        config.validate().map_err(BuildError::from)?;
+        description.config = config;
+        let outside = Outside {
+            console: options.console,
+            clock: options.clock,
+        };
+        let assembly = Assembly::new(description, memory, outside, sender)?;
+        // From here on this is another machine than the one that was saved.
+        generation::renew(&assembly.memory.guest).map_err(BuildError::from)?;
+        let vcpus = self.restore_vcpus(&assembly.vm)?;
+        let queues = self.restore_rest(&assembly, request.clock_realtime)?;
+        let vcpus = (0..)
+            .zip(vcpus)
+            .map(|(index, vcpu)| {
+                let (vcpu, known) = vcpu;
+                VcpuHandle::spawn(index, vcpu, known, assembly.buses.clone(), sender.clone())
+            })
+            .collect::<Result<_, _>>()
+            .map_err(BuildError::from)?;
+        Ok(MachineParts {
+            vcpus,
+            assembly,
+            start: Start::Restored {
+                queues,
+                resume: request.resume_vm,
+            },
+        })
     }
 
     /// Makes the vCPUs, each in its state.
@@ -225,6 +270,16 @@ impl Saved {
         }
         Ok(queues)
     }
+}
+
+/// Reads all of the memory in.
+fn prefault(memory: &MachineMemory) -> Result<(), LoadError> {
+    let all = PageSet::full(memory.size);
+    if memory.handler.is_some() {
+        return Ok(memory.fetch(&all)?);
+    }
+    let pages = Pages::of(memory);
+    pages.read_in(&all, || true).map_err(LoadError::Prefault)
 }
 
 /// Opens a memory file, and nothing that is not one.
