@@ -26,6 +26,7 @@ mod net;
 mod parts;
 mod pause;
 mod sdk;
+mod snapshot;
 mod stall;
 mod terminal;
 mod vsock;
