@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 
 use brume_api::config::{HugePages, VmConfig};
 use brume_api::{BackendType, LoadSnapshot};
-use brume_snapshot::{StateError, StateFile};
+use brume_snapshot::{StateError, StateFile, left_behind};
 use brume_virtio::transport::RunningQueues;
 use kvm_ioctls::VcpuFd;
 
@@ -35,12 +35,10 @@ impl MachineParts {
         options: BuildOptions,
         sender: &EventSender,
     ) -> Result<Self, LoadError> {
-        let saved = Saved::read(request)?;
-        let size = saved.memory.size;
+        let (saved, memory) = Saved::with_memory(request)?;
         let working_set = request.working_set_path.as_deref();
-        let working_set = working_set.map(|path| working_set::load(path, size));
+        let working_set = working_set.map(|path| working_set::load(path, memory.size));
         let working_set = working_set.transpose()?;
-        let memory = saved.map_memory(request)?;
         let handler = memory.handler.clone();
         let make = || {
             saved.check_memory(&memory, request)?;
@@ -72,13 +70,45 @@ struct Saved {
 }
 
 impl Saved {
-    /// Reads the state file of `request`.
+    /// Reads the state that `request` names, and maps the memory that was written with it.
+    ///
+    /// If they do not fit, the memory may have been replaced and the state not yet, by a process
+    /// that was killed then or is about to do it: its state is under another name, or is in its
+    /// place by now. Nothing is taken that has not the mark of the memory.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Saved::read`] and [`Saved::map_memory`].
+    fn with_memory(request: &LoadSnapshot) -> Result<(Self, MachineMemory), LoadError> {
+        let path = &request.snapshot_path;
+        if request.mem_backend.backend_type == BackendType::Uffd {
+            // A look at the memory has to wait until somebody watches whoever serves it.
+            let saved = Self::read(path, request)?;
+            let memory = saved.map_memory(request)?;
+            return Ok((saved, memory));
+        }
+        let pair = |state: &Path| {
+            let saved = Self::read(state, request)?;
+            let memory = saved.map_memory(request)?;
+            saved.check_memory(&memory, request)?;
+            Ok((saved, memory))
+        };
+        let refused = match pair(path) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let others = left_behind(path);
+        let mut others = others.iter().chain([path]);
+        others.find_map(|state| pair(state).ok()).ok_or(refused)
+    }
+
+    /// Reads a state file for `request`.
     ///
     /// # Errors
     ///
     /// It is not whole, not for this version, or not for what the request wants to change.
-    fn read(request: &LoadSnapshot) -> Result<Self, LoadError> {
-        let saved = Self::of(StateFile::read(&request.snapshot_path)?)?;
+    fn read(path: &Path, request: &LoadSnapshot) -> Result<Self, LoadError> {
+        let saved = Self::of(StateFile::read(path)?)?;
         saved.check()?;
         saved.with_overrides(request)
     }
