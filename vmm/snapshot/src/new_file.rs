@@ -25,6 +25,7 @@ use std::fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -236,8 +237,7 @@ pub fn commit_pair(mut memory: NewFile, mut state: NewFile) -> Result<(), NewFil
     thread::scope(|scope| {
         let other = scope.spawn(|| state.sync());
         memory.sync()?;
-        // It cannot have panicked.
-        other.join().unwrap_or(Ok(()))
+        other.join().unwrap_or_else(|panic| resume_unwind(panic))
     })?;
     // The new memory is of no use without the state, under whatever name.
     state.sync_folder()?;

@@ -246,7 +246,7 @@ fn child_writes() {
         std::process::exit(error.raw_os_error().unwrap_or(0));
     }
     println!("written");
-    std::thread::sleep(std::time::Duration::from_secs(60));
+    thread::sleep(std::time::Duration::from_secs(60));
 }
 
 /// Runs `child_writes` from a shell that has run `before`.
