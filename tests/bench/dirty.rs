@@ -13,7 +13,7 @@ use crate::session::unless_refused;
 use crate::table::{Better, Head, Table, median};
 
 const ROUNDS: usize = 3;
-/// Read-outs in each round.
+/// Read-outs of each form in each round.
 const READS: usize = 20;
 const PERCENTS: [u64; 2] = [1, 100];
 /// The machine that writes as fast as it can: all of a half of its memory.
@@ -41,13 +41,11 @@ pub(crate) fn measure(
         .flat_map(|&mib| PERCENTS.map(|percent| Size { mib, percent }))
     {
         let name = format!("dirty read-out, {}, {} %", size.name(), size.percent);
-        let heads = [
-            Head::new(&*name, "ms", Better::Lower),
-            Head::new(format!("{name}, per GiB"), "ms", Better::Lower),
-        ];
+        let heads = ["bitmap", "ranges", "bitmap per GiB"]
+            .map(|what| Head::new(format!("{name}, {what}"), "ms", Better::Lower));
         table.take_all(&heads, ROUNDS, &["brume"], |monitor| {
-            let took = read_out(programs, monitor, size)?;
-            Ok(vec![took, took * 1024.0 / size.mib as f64])
+            let [bitmap, ranges] = read_outs(programs, monitor, size)?;
+            Ok(vec![bitmap, ranges, bitmap * 1024.0 / size.mib as f64])
         })?;
     }
     let heads = [
@@ -78,7 +76,7 @@ pub(crate) fn measure(
             return Ok(vec![free, f64::NAN]);
         }
         let asked = rate(&mut guest, time, |guest| {
-            read(guest)?;
+            read(guest, "bitmap")?;
             track(guest, "Reset")?;
             thread::sleep(PERIOD);
             Ok(())
@@ -87,26 +85,30 @@ pub(crate) fn measure(
     })
 }
 
-/// The median time in milliseconds of a read-out after the guest has written what it touches.
-fn read_out(programs: &Programs, monitor: &str, size: Size) -> io::Result<f64> {
+/// Median times in milliseconds of read-outs, as a bitmap and as ranges, after the guest has
+/// written what it touches.
+fn read_outs(programs: &Programs, monitor: &str, size: Size) -> io::Result<[f64; 2]> {
     let mut guest = Guest::live(programs, monitor, size, false, "")?;
     if !track(&mut guest, "On")? {
-        return Ok(f64::NAN);
+        return Ok([f64::NAN; 2]);
     }
     guest.ask(b'w', "wrote", "ns")?;
-    let times: io::Result<Vec<f64>> = (0..READS)
-        .map(|_| {
-            let begun = Instant::now();
-            read(&mut guest)?;
-            Ok(begun.elapsed().as_secs_f64() * 1e3)
-        })
-        .collect();
-    Ok(median(&times?))
+    let mut median_of = |form| {
+        let times: io::Result<Vec<f64>> = (0..READS)
+            .map(|_| {
+                let begun = Instant::now();
+                read(&mut guest, form)?;
+                Ok(begun.elapsed().as_secs_f64() * 1e3)
+            })
+            .collect();
+        times.map(|times| median(&times))
+    };
+    Ok([median_of("bitmap")?, median_of("ranges")?])
 }
 
-fn read(guest: &mut Guest) -> io::Result<()> {
-    let request = ("GET", "/memory/dirty", String::new());
-    guest.session.send(request).map(drop)
+fn read(guest: &mut Guest, form: &str) -> io::Result<()> {
+    let path = format!("/memory/dirty?form={form}");
+    guest.session.send(("GET", &path, String::new())).map(drop)
 }
 
 /// Asks for tracking `On`, `Off` or `Reset`; whether it is not refused.

@@ -202,7 +202,7 @@ impl Guest {
     ///
     /// It is refused.
     pub(crate) fn create(&mut self, files: &Files, kind: &str) -> io::Result<Duration> {
-        self.send_create(json!({
+        self.send_create(&json!({
             "snapshot_type": kind, "snapshot_path": files.state, "mem_file_path": files.memory,
         }))
     }
@@ -213,13 +213,13 @@ impl Guest {
     ///
     /// It is refused.
     pub(crate) fn create_pre_copied(&mut self, files: &Files) -> io::Result<Duration> {
-        self.send_create(json!({
+        self.send_create(&json!({
             "snapshot_type": "Diff", "snapshot_path": files.state, "mem_file_path": files.memory,
             "pre_copy": true,
         }))
     }
 
-    fn send_create(&mut self, body: Value) -> io::Result<Duration> {
+    fn send_create(&mut self, body: &Value) -> io::Result<Duration> {
         let begun = Instant::now();
         self.session
             .send(("PUT", "/snapshot/create", body.to_string()))?;
