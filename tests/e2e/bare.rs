@@ -100,7 +100,7 @@ fn every_machine_has_a_generation_id_of_its_own() {
         assert!(line.contains(rest), "{line}");
         let id = line.split("id=").nth(1).unwrap().split(' ').next().unwrap();
         assert!(
-            id.len() == 32 && id.contains(|digit| digit != '0'),
+            id.len() == 32 && id.contains(|digit: char| digit != '0'),
             "{line}"
         );
         id.to_owned()
