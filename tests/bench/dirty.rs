@@ -13,9 +13,11 @@ use crate::session::unless_refused;
 use crate::table::{Better, Head, Table, median};
 
 const ROUNDS: usize = 3;
-/// Read-outs of each form in each round.
-const READS: usize = 20;
-const PERCENTS: [u64; 2] = [1, 100];
+/// Percents that the guest has written between two read-outs, and read-outs of each form in each
+/// round: it takes long to write everything.
+const LOADS: [(u64, usize); 2] = [(1, 10), (100, 1)];
+/// The largest machine that is to write everything, in MiB.
+const ALL_MIB: u64 = 1024;
 /// The machine that writes as fast as it can: all of a half of its memory.
 const WRITER: Size = Size {
     mib: 128,
@@ -36,15 +38,16 @@ pub(crate) fn measure(
     ms: u32,
 ) -> io::Result<()> {
     let time = Duration::from_millis(ms.into());
-    for size in sizes
+    let all = sizes
         .iter()
-        .flat_map(|&mib| PERCENTS.map(|percent| Size { mib, percent }))
-    {
+        .flat_map(|&mib| LOADS.map(|(percent, reads)| (Size { mib, percent }, reads)));
+    let all = all.filter(|(size, _)| size.percent < 100 || size.mib <= ALL_MIB);
+    for (size, reads) in all {
         let name = format!("dirty read-out, {}, {} %", size.name(), size.percent);
         let heads = ["bitmap", "ranges", "bitmap per GiB"]
             .map(|what| Head::new(format!("{name}, {what}"), "ms", Better::Lower));
         table.take_all(&heads, ROUNDS, &["brume"], |monitor| {
-            let [bitmap, ranges] = read_outs(programs, monitor, size)?;
+            let [bitmap, ranges] = read_outs(programs, monitor, size, reads)?;
             Ok(vec![bitmap, ranges, bitmap * 1024.0 / size.mib as f64])
         })?;
     }
@@ -85,17 +88,18 @@ pub(crate) fn measure(
     })
 }
 
-/// Median times in milliseconds of read-outs, as a bitmap and as ranges, after the guest has
+/// Median times in milliseconds of read-outs as a bitmap and as ranges, each after the guest has
 /// written what it touches.
-fn read_outs(programs: &Programs, monitor: &str, size: Size) -> io::Result<[f64; 2]> {
+fn read_outs(programs: &Programs, monitor: &str, size: Size, reads: usize) -> io::Result<[f64; 2]> {
     let mut guest = Guest::live(programs, monitor, size, false, "")?;
     if !track(&mut guest, "On")? {
         return Ok([f64::NAN; 2]);
     }
-    guest.ask(b'w', "wrote", "ns")?;
     let mut median_of = |form| {
-        let times: io::Result<Vec<f64>> = (0..READS)
+        let times: io::Result<Vec<f64>> = (0..reads)
             .map(|_| {
+                track(&mut guest, "Reset")?;
+                guest.ask(b'w', "wrote", "ns")?;
                 let begun = Instant::now();
                 read(&mut guest, form)?;
                 Ok(begun.elapsed().as_secs_f64() * 1e3)

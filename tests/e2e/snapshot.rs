@@ -60,3 +60,20 @@ fn a_machine_that_was_restored_writes_on_and_can_be_saved_again() {
         hash = live.hash();
     }
 }
+
+#[test]
+fn the_guest_notices_a_byte_that_is_not_what_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = Snapshot::named(folder.path(), "full");
+    let live = Live::start("bare.touch=2", &[]);
+    live.pause();
+    live.save("Full", &snapshot);
+    // Its area is the last that it uses of its memory.
+    let mut memory = std::fs::read(&snapshot.memory).unwrap();
+    let last = memory.iter().rposition(|byte| *byte != 0).unwrap();
+    memory[last] ^= 1;
+    std::fs::write(&snapshot.memory, memory).unwrap();
+    let mut restored = Live::restored(&snapshot, &json!({}));
+    let answer = restored.ask(b'h', "hash");
+    assert!(answer.ends_with("BAD page 511"), "{answer}");
+}
