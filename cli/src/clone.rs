@@ -78,21 +78,17 @@ pub(crate) fn run(args: &CloneArgs) -> Result<ExitCode, Failure> {
     watch_signals(signals, sender.clone())?;
     let fleet = Arc::new(Fleet::new(plans));
     let result = start(&fleet, jobs, &sender, &events).and_then(|outcome| match outcome {
-        Ok(mut started) => {
-            started.sort_unstable_by_key(|clone| clone.number);
-            show(&started, args.json)?;
-            if args.detach {
-                return Ok(ExitCode::SUCCESS);
-            }
-            Ok(stay(&fleet, &events))
-        }
-        Err(signal) => Ok(ended_by(signal)),
+        Ok(started) => show(started, args.json).map(|()| None),
+        Err(signal) => Ok(Some(signal)),
     });
-    let stays = args.detach && result.is_ok();
-    if !stays {
-        fleet.end();
-    }
-    result
+    let status = match result {
+        Ok(None) if args.detach => return Ok(ExitCode::SUCCESS),
+        Ok(None) => Ok(stay(&fleet, &events)),
+        Ok(Some(signal)) => Ok(ended_by(signal)),
+        Err(failure) => Err(failure),
+    };
+    fleet.end();
+    status
 }
 
 fn watch_signals(mut signals: Signals, events: Sender<Event>) -> Result<(), Failure> {
@@ -199,7 +195,8 @@ fn ended_by(signal: libc::c_int) -> ExitCode {
     status_of(Ending::Stopped(StopReason::Signal(signal)), false)
 }
 
-fn show(started: &[Started], json: bool) -> Result<(), Failure> {
+fn show(mut started: Vec<Started>, json: bool) -> Result<(), Failure> {
+    started.sort_unstable_by_key(|clone| clone.number);
     let text = if json {
         let rows = started.iter().map(|clone| {
             json!({
@@ -211,7 +208,7 @@ fn show(started: &[Started], json: bool) -> Result<(), Failure> {
         });
         json!(rows.collect::<Vec<_>>()).to_string()
     } else {
-        table(started)
+        table(&started)
     };
     writeln!(io::stdout(), "{text}").map_err(Failure::Output)
 }

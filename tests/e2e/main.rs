@@ -26,6 +26,8 @@ mod net;
 mod parts;
 mod pause;
 mod sdk;
+mod snapshot;
 mod stall;
 mod terminal;
+mod uffd;
 mod vsock;

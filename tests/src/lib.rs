@@ -22,6 +22,7 @@ pub mod artefacts;
 #[path = "../bare-guest/src/frame.rs"]
 pub mod frame;
 pub mod host;
+pub mod live;
 pub mod netns;
 #[allow(clippy::indexing_slicing, reason = "lengths are the tests'")]
 #[path = "../bare-guest/src/pattern.rs"]

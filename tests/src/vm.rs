@@ -121,15 +121,23 @@ impl Stream {
 
     /// Waits until the stream has `text`, it ends, or the time is up; whether it has it.
     fn wait_for(&self, text: &str, time: Duration) -> bool {
+        let found = self.find(0, time, |content| content.contains(text).then_some(()));
+        found.is_some()
+    }
+
+    /// Waits until `find` finds something in what comes after the first `from` bytes, the stream
+    /// ends, or the time is up.
+    fn find<T>(&self, from: usize, time: Duration, find: impl Fn(&str) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + time;
         let mut content = self.lock();
         loop {
-            if String::from_utf8_lossy(&content.bytes).contains(text) {
-                return true;
+            let bytes = content.bytes.get(from..).unwrap_or_default();
+            if let Some(found) = find(&String::from_utf8_lossy(bytes)) {
+                return Some(found);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if content.ended || left.is_zero() {
-                return false;
+                return None;
             }
             let waited = self.0.changed.wait_timeout(content, left);
             content = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -218,6 +226,24 @@ impl Vm {
             let (out, err) = (self.stdout.text(), self.stderr.text());
             panic!("`{text}` did not come; stdout:\n{out}\nstderr:\n{err}");
         }
+    }
+
+    /// Waits for a whole line with `start` in it on stdout after its first `from` bytes; the rest
+    /// of the line after `start`.
+    ///
+    /// # Panics
+    ///
+    /// It does not come in time.
+    #[track_caller]
+    pub fn line_after(&self, from: usize, start: &str, time: Duration) -> String {
+        let line = self.stdout.find(from, time, |text| {
+            let rest = text.split_once(start)?.1;
+            Some(rest.split_once('\n')?.0.trim_end().to_owned())
+        });
+        line.unwrap_or_else(|| {
+            let (out, err) = (self.stdout.text(), self.stderr.text());
+            panic!("no line with `{start}` came; stdout:\n{out}\nstderr:\n{err}")
+        })
     }
 
     /// What has come on stdout so far.

@@ -9,6 +9,9 @@ use libc::iovec;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
+#[cfg(test)]
+use crate::testing::marks::{self, Site};
+
 /// The guest's memory. The bitmap collects what the VMM itself writes, which KVM's dirty log does
 /// not see; a second alias without it would lose pages silently, so this is the only one.
 pub type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
@@ -104,11 +107,16 @@ impl IoBuffers {
             }
             if let Ok(slice) = self.memory.get_slice(address, len) {
                 slice.bitmap().mark_dirty(0, len);
+                #[cfg(test)]
+                marks::made(Site::HostIo, &self.memory, address, len);
             }
             left -= len;
         }
     }
 }
+
+#[cfg(test)]
+mod marking;
 
 #[cfg(test)]
 mod tests {

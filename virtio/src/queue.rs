@@ -20,6 +20,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use crate::device::feature;
 use crate::memory::GuestMemory;
+#[cfg(test)]
+use crate::testing::marks::{self, Site};
 
 pub use chain::{Buffer, Buffers, Chain};
 
@@ -317,8 +319,10 @@ impl Queue {
         let offset = RING_HEADER + USED_ELEMENT * slot;
         // struct virtq_used_elem: le32 id, le32 len.
         let element = u64::from(head) | u64::from(len) << 32;
-        self.memory
-            .write_obj(element.to_le(), GuestAddress(self.state.used_ring + offset))?;
+        let address = GuestAddress(self.state.used_ring + offset);
+        self.memory.write_obj(element.to_le(), address)?;
+        #[cfg(test)]
+        marks::made(Site::UsedElement, &self.memory, address, 8);
         self.next_used += 1;
         Ok(())
     }
@@ -336,6 +340,8 @@ impl Queue {
         // Release: the elements have to be there before the index says so.
         self.memory
             .store(self.next_used.0, address, Ordering::Release)?;
+        #[cfg(test)]
+        marks::made(Site::UsedIndex, &self.memory, address, 2);
         self.published = self.next_used;
         Ok(())
     }
@@ -376,6 +382,8 @@ impl Queue {
             let address = GuestAddress(self.state.used_ring);
             self.memory
                 .store(USED_NO_NOTIFY, address, Ordering::Relaxed)?;
+            #[cfg(test)]
+            marks::made(Site::UsedFlags, &self.memory, address, 2);
         }
         // With EVENT_IDX the driver notifies when it passes the event index, which stays behind.
         Ok(())
@@ -391,14 +399,16 @@ impl Queue {
         let used = self.state.used_ring;
         if self.event_idx {
             let offset = RING_HEADER + USED_ELEMENT * u64::from(self.state.size);
-            self.memory.store(
-                self.next_avail.0,
-                GuestAddress(used + offset),
-                Ordering::Relaxed,
-            )?;
-        } else {
+            let address = GuestAddress(used + offset);
             self.memory
-                .store(0u16, GuestAddress(used), Ordering::Relaxed)?;
+                .store(self.next_avail.0, address, Ordering::Relaxed)?;
+            #[cfg(test)]
+            marks::made(Site::AvailEvent, &self.memory, address, 2);
+        } else {
+            let address = GuestAddress(used);
+            self.memory.store(0u16, address, Ordering::Relaxed)?;
+            #[cfg(test)]
+            marks::made(Site::UsedFlags, &self.memory, address, 2);
         }
         // As in `needs_interrupt`, the other way round.
         fence(Ordering::SeqCst);

@@ -6,6 +6,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 pub(crate) mod machine;
+pub(crate) mod marks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};

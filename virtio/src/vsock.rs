@@ -240,11 +240,13 @@ impl VirtioDevice for Vsock {
 
     /// Connections end in sockets of the host and cannot be kept, so there is no state: the guest
     /// is told that they are gone. Its listeners go on.
-    fn restore(&mut self, state: Value, _context: RestoreContext) -> Result<(), StateError> {
+    fn restore(&mut self, state: Value, context: RestoreContext) -> Result<(), StateError> {
         if !state.is_null() {
             return Err(StateError::Unexpected);
         }
-        self.announce_transport_reset();
+        if context.running {
+            self.announce_transport_reset();
+        }
         Ok(())
     }
 

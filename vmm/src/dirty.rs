@@ -36,9 +36,11 @@ pub(crate) enum Reader {
     ReadOut,
     /// Whoever measures the rate.
     Rate,
+    /// A snapshot that is being written while the machine runs: since the last pass.
+    PreCopy,
 }
 
-const READERS: usize = 3;
+const READERS: usize = 4;
 
 /// The journals of one machine.
 pub(crate) struct DirtyTracker {
@@ -151,11 +153,12 @@ impl DirtyTracker {
     }
 
     fn journal(&mut self, reader: Reader) -> &mut Option<PageSet> {
-        let [snapshot, read_out, rate] = &mut self.journals;
+        let [snapshot, read_out, rate, pre_copy] = &mut self.journals;
         match reader {
             Reader::Snapshot => snapshot,
             Reader::ReadOut => read_out,
             Reader::Rate => rate,
+            Reader::PreCopy => pre_copy,
         }
     }
 

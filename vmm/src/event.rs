@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::cpu::VcpuEnd;
 use crate::instance::ApiCall;
 use crate::lifecycle::{IllegalTransition, VmState};
-use crate::machine::PauseError;
+use crate::machine::{Pass, PauseError, PreCopied};
 
 /// Why a machine was told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,12 @@ pub(crate) enum Event {
     MetricsDue,
     /// The program that serves the guest's memory has ended.
     MemoryHandlerGone,
+    /// The time is over in which written pages are counted.
+    RateDue,
+    /// Pages of a snapshot are written, while the machine runs.
+    Copied(Box<Pass>),
+    /// A snapshot that was written while the machine ran is on the disk, or is not.
+    Saved(Box<PreCopied>),
 }
 
 /// A request from outside, with the way to answer it.

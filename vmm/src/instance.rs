@@ -47,6 +47,11 @@ pub(crate) struct ApiCall {
 }
 
 impl ApiCall {
+    /// What is asked for.
+    pub(crate) fn request(&self) -> &ApiRequest {
+        &self.request
+    }
+
     /// Answers with what `handle` makes of the request.
     pub(crate) fn answer(self, handle: impl FnOnce(ApiRequest) -> Result<Answer, Fault>) {
         self.reply.send(handle(self.request));
@@ -377,10 +382,10 @@ impl Instance {
     }
 
     fn configure(&mut self, section: Section) -> Result<Answer, Fault> {
-        // The log, the metrics and the serial port are the process's own.
+        // What Firecracker does not count either; a snapshot replaces the last of them.
         let own = matches!(
             section,
-            Section::Logger(_) | Section::Metrics(_) | Section::Serial(_)
+            Section::Logger(_) | Section::Metrics(_) | Section::Serial(_) | Section::Cpu(_)
         );
         self.described |= !own;
         check_files(&section)?;

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use brume_boot::layout;
 use brume_virtio::GuestMemory;
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    CpuId, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -123,6 +124,7 @@ impl Vm {
         self.fd
             .create_irq_chip()
             .map_err(failed("create interrupt controllers"))?;
+        self.mask_legacy_interrupts()?;
         // The speaker port would end in an exit each time a guest calibrates its timers with it.
         let pit = kvm_pit_config {
             flags: KVM_PIT_SPEAKER_DUMMY,
@@ -131,6 +133,26 @@ impl Vm {
         self.fd
             .create_pit2(pit)
             .map_err(failed("create an interval timer"))
+    }
+
+    /// Masks all inputs of both 8259s, as firmware does. A kernel that finds a hardware-reduced
+    /// platform never looks at them; an interrupt in its early boot would come through them with a
+    /// vector that is an exception's.
+    fn mask_legacy_interrupts(&self) -> Result<(), KvmError> {
+        for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            };
+            self.fd
+                .get_irqchip(&mut chip)
+                .map_err(failed("show an interrupt controller"))?;
+            chip.chip.pic.imr = 0xff;
+            self.fd
+                .set_irqchip(&chip)
+                .map_err(failed("mask an interrupt controller"))?;
+        }
+        Ok(())
     }
 
     /// Gives the guest its memory, or switches the log of written pages on or off, which vCPUs may

@@ -6,13 +6,15 @@
 //! takes one transport's lock at a time, and only when all vCPUs are held or gone.
 
 mod handler;
+mod memory;
+mod pre_copy;
 mod snapshot;
 
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use brume_api::{Answer, Fault, MachineEvent, Request as ApiRequest};
+use brume_api::{Answer, Fault, MachineEvent, MemoryRequest, Request as ApiRequest};
 use brume_devices::GuestEvent;
 use brume_virtio::balloon::BalloonControl;
 use brume_virtio::rng::RngControl;
@@ -32,7 +34,7 @@ use crate::controls::Controls;
 use crate::cpu::{VcpuEnd, VcpuFailure, VcpuHandle, VcpuOutcome};
 use crate::dirty::DirtyTracker;
 use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Request, StopReason};
-use crate::instance::{Description, load_not_allowed, too_late};
+use crate::instance::{ApiCall, Description, load_not_allowed, too_late};
 use crate::kvm::Vm;
 use crate::lifecycle::{IllegalTransition, VmEvent, VmState};
 use crate::memory::MachineMemory;
@@ -40,6 +42,7 @@ use crate::metrics::{self, Ballooned, Counts};
 use crate::telemetry::{METRICS_PERIOD, MetricsError, Telemetry, timed};
 
 pub use handler::PauseError;
+pub(crate) use pre_copy::{Pass, PreCopied};
 
 /// How a machine came to an orderly end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +116,12 @@ pub struct Machine {
     end: Option<Result<Ending, RunError>>,
     pub(crate) tracker: DirtyTracker,
     pub(crate) vm: Arc<Vm>,
-    pub(crate) memory: MachineMemory,
+    pub(crate) memory: Arc<MachineMemory>,
     begin: Start,
+    /// A rate that a client waits for.
+    rate: Option<memory::RateWindow>,
+    /// Whether a snapshot is being written while the machine runs.
+    saving: bool,
 }
 
 impl Machine {
@@ -141,8 +148,10 @@ impl Machine {
             end: None,
             tracker: assembly.tracker,
             vm: assembly.vm,
-            memory: assembly.memory,
+            memory: Arc::new(assembly.memory),
             begin: parts.start,
+            rate: None,
+            saving: false,
         }
     }
 
@@ -334,6 +343,9 @@ impl Machine {
             }
             Event::MetricsDue => self.write_metrics(),
             Event::MemoryHandlerGone => self.memory_handler_gone(),
+            Event::RateDue => self.end_rate(),
+            Event::Copied(pass) => self.copied(*pass),
+            Event::Saved(saved) => self.saved(*saved),
             Event::Vcpu(VcpuEnd { index, outcome }) => self.vcpu_ended(index, outcome),
             Event::Request(request) => self.answer(request),
         }
@@ -366,7 +378,21 @@ impl Machine {
             Request::Resume(reply) => drop(reply.send(self.resume())),
             Request::State(reply) => drop(reply.send(self.state)),
             Request::Stop(reason) => self.stop(Ok(Ending::Stopped(reason))),
-            Request::Api(call) => call.answer(|request| self.call(request)),
+            Request::Api(call) => self.api_call(call),
+        }
+    }
+
+    fn api_call(&mut self, call: ApiCall) {
+        match call.request() {
+            ApiRequest::Memory(MemoryRequest::GetDirtyRate { window_ms }) => {
+                let window = Duration::from_millis((*window_ms).into());
+                self.begin_rate(call, window);
+            }
+            ApiRequest::CreateSnapshot(request) if request.pre_copy => {
+                let request = request.clone();
+                self.begin_pre_copy(call, request);
+            }
+            _ => call.answer(|request| self.call(request)),
         }
     }
 
@@ -379,6 +405,7 @@ impl Machine {
             ApiRequest::Pause | ApiRequest::Resume => self.change_state(&request)?,
             ApiRequest::CreateSnapshot(request) => self.create_snapshot(&request)?,
             ApiRequest::LoadSnapshot(_) => return Err(load_not_allowed()),
+            ApiRequest::Memory(request) => return self.memory_call(&request),
             ApiRequest::Stop => {
                 // The answer has to be out before the process is gone.
                 self.sender

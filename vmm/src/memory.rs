@@ -15,6 +15,7 @@ pub(crate) mod working_set;
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::sync::Arc;
 
 use brume_api::config::HugePages;
@@ -22,11 +23,13 @@ use brume_boot::layout::{self, MemorySizeError};
 use brume_snapshot::memory_file::data_ranges;
 use brume_virtio::GuestMemory;
 use thiserror::Error;
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, BS};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, VolatileSlice,
+};
 
-use crate::page_set;
+use crate::page_set::{self, PAGE_SIZE};
 
 pub(crate) use handler::Handler;
 pub(crate) use populate::Pages;
@@ -130,7 +133,43 @@ impl MachineMemory {
             handler: None,
         }
     }
+
+    /// The bytes of `pages`, which lie in one region.
+    ///
+    /// # Errors
+    ///
+    /// They do not, or the memory has no such pages.
+    pub(crate) fn slice(&self, pages: Range<u64>) -> io::Result<Slice<'_>> {
+        let offset = pages.start * PAGE_SIZE;
+        let mut regions = self.regions.iter();
+        let region = regions.find(|region| region.pages().contains(&pages.start));
+        let region = region.ok_or(io::ErrorKind::InvalidInput)?;
+        let address = GuestAddress(region.guest_address + (offset - region.offset));
+        let len = pages.end.saturating_sub(pages.start) * PAGE_SIZE;
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        self.guest.get_slice(address, len).map_err(io::Error::other)
+    }
+
+    /// Whether there is nothing in a page.
+    ///
+    /// # Errors
+    ///
+    /// The memory has no such page.
+    pub(crate) fn is_zero(&self, page: u64) -> io::Result<bool> {
+        const BYTES: usize = 4096;
+        let slice = self.slice(page..page + 1)?;
+        // Most pages with something in them have it at their beginning.
+        if slice.read_obj::<u64>(0).is_ok_and(|word| word != 0) {
+            return Ok(false);
+        }
+        let mut copy = [0; BYTES];
+        slice.copy_to(&mut copy);
+        Ok(copy == [0; BYTES])
+    }
 }
+
+/// A piece of the guest's memory.
+pub(crate) type Slice<'a> = VolatileSlice<'a, BS<'a, AtomicBitmap>>;
 
 /// Maps a memory file of `size` bytes. The guest's writes do not reach it, and what is not touched
 /// is not read.

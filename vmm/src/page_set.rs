@@ -90,6 +90,11 @@ impl PageSet {
         &self.words
     }
 
+    /// The words of [`PageSet::words`].
+    pub(crate) fn into_words(self) -> Vec<u64> {
+        self.words
+    }
+
     /// Adds a page; one that the memory does not have is left out.
     pub(crate) fn insert(&mut self, page: u64) {
         let word = usize::try_from(page / WORD_PAGES).ok();

@@ -34,7 +34,7 @@ pub fn reset() -> ! {
 
 /// ACPI S5. The port, the value and its width in bytes come from the command line, since this guest
 /// reads no ACPI tables; the defaults are brume's sleep control register.
-fn power_off() -> ! {
+pub fn power_off() -> ! {
     let port = params::number("bare.s5_port", 0x600) as u16;
     let value = params::number("bare.s5_value", 0x34);
     match params::number("bare.s5_width", 1) {

@@ -12,13 +12,14 @@ const VMCLOCK_PAGE: u64 = 0xe_f000;
 const MAGIC: u32 = u32::from_le_bytes(*b"VCLK");
 
 /// Addresses of both pages, from the command line if it has them.
-struct Pages {
+pub struct Pages {
     id: u64,
     clock: u64,
 }
 
+/// A VM generation id; shown as 32 hexadecimal digits.
 #[derive(PartialEq)]
-struct Id([u8; 16]);
+pub struct Id([u8; 16]);
 
 impl Display for Id {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -50,7 +51,8 @@ pub fn watch() {
 }
 
 impl Pages {
-    fn new() -> Self {
+    /// Those of this machine.
+    pub fn new() -> Self {
         Self {
             id: params::number("bare.vmgenid", VMGENID_PAGE),
             clock: params::number("bare.vmclock", VMCLOCK_PAGE),
@@ -59,7 +61,7 @@ impl Pages {
 
     /// The id. This machine may have become another one halfway through, so it is read until it is
     /// the same twice.
-    fn id(&self) -> Id {
+    pub fn id(&self) -> Id {
         let read = || peek::<[u8; 16]>(self.id);
         let mut id = read();
         loop {
@@ -71,8 +73,18 @@ impl Pages {
         }
     }
 
+    /// Disruption marker and generation counter, if there is a VMClock page.
+    pub fn clock(&self) -> Option<(u64, u64)> {
+        let (_, disruption, generation) = self.has_clock().then(|| self.counters())?;
+        Some((disruption, generation))
+    }
+
+    fn has_clock(&self) -> bool {
+        peek::<u32>(self.clock) == MAGIC
+    }
+
     fn say(&self, step: &str, id: &Id) {
-        if peek::<u32>(self.clock) != MAGIC {
+        if !self.has_clock() {
             say!("{step} id={id} vmclock=none");
             return;
         }

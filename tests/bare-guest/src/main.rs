@@ -11,6 +11,7 @@
 
 extern crate alloc;
 
+mod area;
 mod balloon_check;
 mod blk;
 mod blk_bench;
@@ -31,6 +32,7 @@ mod hostile_net;
 mod hostile_queue;
 mod hostile_regs;
 mod libc;
+mod live;
 mod memory;
 mod mmio;
 mod net;

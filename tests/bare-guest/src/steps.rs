@@ -4,8 +4,8 @@
 use crate::boot_info::{self, BootInfo};
 use crate::console::{self, say};
 use crate::{
-    balloon_check, blk_bench, blk_cases, blk_check, blk_live, clock, generation, hostile, memory,
-    mmio, net_bench, net_check, params, pattern, rng_check, vsock,
+    balloon_check, blk_bench, blk_cases, blk_check, blk_live, clock, generation, hostile, live,
+    memory, mmio, net_bench, net_check, params, pattern, rng_check, vsock,
 };
 
 /// Runs the steps of `bare.do=STEP[,STEP]` in turn.
@@ -46,6 +46,7 @@ fn run_one(step: &str, boot: &BootInfo) {
         "vsock-connect" => vsock::connect(),
         "hostile-blk" => hostile::run_blk(),
         "hostile-net" => hostile::run_net(),
+        "live" => live::run(boot),
         "mem-check" => mem_check(boot),
         "fault" => fault(),
         "panic" => panicked(),

@@ -11,6 +11,10 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::memory::GuestMemory;
+#[cfg(test)]
+use crate::testing::marks::{self, Site};
+#[cfg(test)]
+use vm_memory::GuestAddress;
 
 /// The unit in which memory is given back, in bytes: the smallest page of the host, or the reserved
 /// huge page that the memory is of.
@@ -61,6 +65,8 @@ pub(super) fn give_back(memory: &GuestMemory, start: u64, end: u64) -> io::Resul
         }
         // What the guest reads there has changed, and KVM does not know.
         slice.bitmap().mark_dirty(0, len);
+        #[cfg(test)]
+        marks::made(Site::GivenBack, memory, GuestAddress(first), len);
         given += bytes;
     }
     Ok(given)

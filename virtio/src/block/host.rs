@@ -52,7 +52,13 @@ impl Transfer<'_> {
     pub(super) fn run(&self, buffers: &IoBuffers, done: usize) -> (u32, io::Result<()>) {
         let (done, result) = self.run_from(buffers, done);
         match self.direction {
-            Direction::Read => (written(buffers, done), result),
+            Direction::Read => {
+                if result.is_err() {
+                    // What failed may have begun.
+                    buffers.mark_written(buffers.len());
+                }
+                (written(buffers, done), result)
+            }
             Direction::Write => (0, result),
         }
     }
@@ -83,11 +89,15 @@ impl Transfer<'_> {
     /// Not everything was moved; `WouldBlock` if only because of that.
     pub(super) fn try_at_once(&self, buffers: &IoBuffers) -> io::Result<u32> {
         let moved = self.call(buffers.as_iovecs(), self.offset)?;
-        match self.direction {
-            _ if moved < buffers.len() => Err(io::ErrorKind::WouldBlock.into()),
-            Direction::Read => Ok(written(buffers, moved)),
-            Direction::Write => Ok(0),
+        let count = match self.direction {
+            // What was moved is there even if it does not count.
+            Direction::Read => written(buffers, moved),
+            Direction::Write => 0,
+        };
+        if moved < buffers.len() {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
+        Ok(count)
     }
 
     /// One system call on the first of `vectors`.

@@ -20,6 +20,8 @@ use crate::limiter::Gate;
 use crate::memory::GuestMemory;
 use crate::queue::{Chain, Queue, QueueState};
 use crate::signals::DeviceSignals;
+#[cfg(test)]
+use crate::testing::marks::{self, Site};
 use crate::worker::Backend;
 
 /// The most requests that are taken before the worker looks at anything else.
@@ -168,6 +170,8 @@ impl Server {
         memory
             .write_obj(status, ticket.status)
             .map_err(ServeError::Status)?;
+        #[cfg(test)]
+        marks::made(Site::Status, memory, ticket.status, 1);
         queue.push_used(ticket.head, written.saturating_add(1))?;
         self.unpublished += 1;
         if self.unpublished >= MAX_UNPUBLISHED {

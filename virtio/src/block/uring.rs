@@ -209,7 +209,13 @@ impl AsyncEngine {
             (_, Err(error)) if wants_another_try(&error, request) => {
                 image.execute(request, buffers)
             }
-            (_, Err(error)) => (0, Err(error)),
+            (_, Err(error)) => {
+                if let Request::Read { .. } = request {
+                    // What failed may have begun.
+                    buffers.mark_written(buffers.len());
+                }
+                (0, Err(error))
+            }
             // What is left of a transfer is done here.
             (Request::Read { offset, .. }, Ok(done)) => {
                 image.transfer(Direction::Read, offset).run(buffers, done)

@@ -206,6 +206,8 @@ impl Rx {
         let frame = match self.ends.tap.read_frame(&self.places, &mut self.spill) {
             Ok(frame) => frame,
             Err(error) => {
+                // What failed may have begun.
+                self.places.mark_written(self.places.len());
                 self.ends.counters.rx_errors.add(1);
                 if !std::mem::replace(&mut self.failed, true) {
                     let name = self.ends.tap.name();

@@ -277,8 +277,9 @@ impl Tap {
         // mapped, and then `spill`, which is borrowed for us alone.
         let result = unsafe { libc::readv(self.file.as_raw_fd(), vectors.as_ptr(), count) };
         match usize::try_from(result) {
+            Ok(0) => Ok(None),
             // Not a frame; a TAP has none like it.
-            Ok(len) if len < usize::from(HEADER_LEN) => Ok(None),
+            Ok(len) if len < usize::from(HEADER_LEN) => Err(io::ErrorKind::InvalidData.into()),
             Ok(len) => Ok(Some(Frame {
                 len,
                 direct: len.min(room),

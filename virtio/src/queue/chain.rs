@@ -6,6 +6,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::{DESCRIPTOR_SIZE, QueueError};
 use crate::memory::{GuestMemory, IoBuffers};
+#[cfg(test)]
+use crate::testing::marks::{self, Site};
 
 /// The most descriptors a chain may have, with those of its indirect table. The standard's limit
 /// is the queue size; drivers go past it with indirect tables, up to what the host's vectored
@@ -112,6 +114,8 @@ impl Buffers {
         for (address, len) in self.parts(offset, data.len() as u64) {
             if let Some(part) = data.get(done..done + len) {
                 memory.write_slice(part, address)?;
+                #[cfg(test)]
+                marks::made(Site::Copy, memory, address, len);
             }
             done += len;
         }

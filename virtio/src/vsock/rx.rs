@@ -126,8 +126,11 @@ impl Rx {
             left -= len;
         }
         let result = socket::receive(stream, &self.places);
-        if let Ok(count) = result {
-            self.places.mark_written(count);
+        match &result {
+            Ok(count) => self.places.mark_written(*count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // What failed may have begun.
+            Err(_) => self.places.mark_written(self.places.len()),
         }
         (result, self.places.len())
     }

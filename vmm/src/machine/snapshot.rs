@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Snapshots as the owner of a machine makes them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brume_api::{CreateSnapshot, Fault, MachineEvent, SnapshotType};
 
@@ -17,18 +17,25 @@ impl Machine {
         let begun = Instant::now();
         self.try_create(request)
             .map_err(|error| create_fault(&error))?;
-        self.telemetry
-            .times
-            .took_snapshot(request.snapshot_type, begun.elapsed());
+        self.snapshot_is_made(request, begun.elapsed());
+        Ok(())
+    }
+
+    /// Tells of a snapshot that took so long.
+    pub(super) fn snapshot_is_made(&mut self, request: &CreateSnapshot, time: Duration) {
+        let times = &mut self.telemetry.times;
+        times.took_snapshot(request.snapshot_type, time);
         self.tell(MachineEvent::SnapshotCreated {
             snapshot_path: request.snapshot_path.clone(),
             mem_file_path: request.mem_file_path.clone(),
             snapshot_type: request.snapshot_type,
         });
-        Ok(())
     }
 
     fn try_create(&mut self, request: &CreateSnapshot) -> Result<(), CreateError> {
+        if self.saving {
+            return Err(CreateError::Busy);
+        }
         if self.state != VmState::Paused {
             return Err(CreateError::Running);
         }
@@ -61,7 +68,7 @@ impl Machine {
     }
 
     /// The machine as a state is taken from it.
-    fn paused_view(&self) -> Paused<'_> {
+    pub(super) fn paused_view(&self) -> Paused<'_> {
         Paused {
             config: &self.description.config,
             memory: &self.memory,
@@ -74,7 +81,7 @@ impl Machine {
     }
 }
 
-fn create_fault(error: &CreateError) -> Fault {
+pub(super) fn create_fault(error: &CreateError) -> Fault {
     let fault = Fault::from_error(error);
     Fault::new(format!("Create snapshot error: {}", fault.message))
 }

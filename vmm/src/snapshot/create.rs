@@ -122,16 +122,11 @@ impl Writer {
             return Ok(0);
         };
         memory.fetch(pages)?;
-        memory_file::write(
-            &memory.guest,
-            &memory.regions,
-            pages,
-            out.file.file(),
-            out.zeros,
-        )
-        .map_err(|source| CreateError::Memory {
-            path: out.path.clone(),
-            source,
+        memory_file::write(memory, pages, out.file.file(), out.zeros).map_err(|source| {
+            CreateError::Memory {
+                path: out.path.clone(),
+                source,
+            }
         })
     }
 
@@ -141,6 +136,22 @@ impl Writer {
         if let Some(out) = &mut self.memory {
             out.zeros = Zeros::Written;
         }
+    }
+
+    /// Gets what was written onto the disk, so that there is little left to do for it later.
+    ///
+    /// # Errors
+    ///
+    /// The disk does not take it.
+    pub(crate) fn sync(&self) -> Result<(), CreateError> {
+        let Some(out) = &self.memory else {
+            return Ok(());
+        };
+        let synced = out.file.file().sync_data();
+        synced.map_err(|source| CreateError::Memory {
+            path: out.path.clone(),
+            source,
+        })
     }
 
     /// Marks the memory. To be called with the vCPUs held, before the last pages are written.

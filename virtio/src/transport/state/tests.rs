@@ -223,13 +223,13 @@ fn a_bad_state_is_refused_with_what_is_wrong() {
         },
     );
     says("not in guest memory", &|s| {
-        both(s, &|queue| queue.desc_table = u64::MAX - 15)
+        both(s, &|queue| queue.desc_table = u64::MAX - 15);
     });
     says("is not aligned", &|s| {
-        both(s, &|queue| queue.avail_ring |= 1)
+        both(s, &|queue| queue.avail_ring |= 1);
     });
     says("not the one that the driver has set up", &|s| {
-        s.queues[0].used_ring += 8
+        s.queues[0].used_ring += 8;
     });
     says("in flight", &|s| {
         s.running
@@ -245,19 +245,19 @@ fn a_bad_state_is_refused_with_what_is_wrong() {
     says("features without a driver", &|s| s.status &= !2);
     says("before its features are agreed", &|s| s.status &= !8);
     says("not acceptable", &|s| {
-        s.driver_features &= !feature::VERSION_1
+        s.driver_features &= !feature::VERSION_1;
     });
     says("not acceptable", &|s| {
-        s.device_features &= !feature::EVENT_IDX
+        s.device_features &= !feature::EVENT_IDX;
     });
     says("run without a driver", &|s| s.status &= !4);
     says("interrupt status that is none", &|s| {
-        s.interrupt_status |= 4
+        s.interrupt_status |= 4;
     });
     says("cannot be read", &|s| s.device = json!({}));
     says("cannot be read", &|s| s.device = Value::Null);
     says("cannot be read", &|s| {
-        s.device["limiter"]["surplus"] = json!(1)
+        s.device["limiter"]["surplus"] = json!(1);
     });
     for (field, value) in [
         ("size", json!(0)),

@@ -87,7 +87,10 @@ fn the_guest_is_told_that_its_connections_are_gone_and_its_listeners_go_on() {
     }
     machine.put(EVENT, &[0xff; 4]);
     machine.drivers[EVENTS].add(&[writable(EVENT, 4)]);
-    machine.drivers.iter().for_each(|driver| driver.kick());
+    machine
+        .drivers
+        .iter()
+        .for_each(crate::testing::Driver::kick);
     let (mut old, request) = client(&mut machine, &mut number, folder.path());
     send(&mut machine, &request, op::RW, b"before");
     let mut data = [0; 6];
