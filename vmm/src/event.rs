@@ -38,14 +38,14 @@ pub(crate) enum Event {
     DeviceFailed(String),
     /// It is time to write metrics.
     MetricsDue,
-    /// The program that serves the guest's memory has ended.
-    MemoryHandlerGone,
     /// The time is over in which written pages are counted.
     RateDue,
     /// Pages of a snapshot are written, while the machine runs.
     Copied(Box<Pass>),
     /// A snapshot that was written while the machine ran is on the disk, or is not.
     Saved(Box<PreCopied>),
+    /// The program that serves the guest's memory has ended.
+    MemoryHandlerGone,
 }
 
 /// A request from outside, with the way to answer it.

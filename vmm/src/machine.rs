@@ -342,10 +342,10 @@ impl Machine {
                 self.tell(MachineEvent::GuestPanicked);
             }
             Event::MetricsDue => self.write_metrics(),
-            Event::MemoryHandlerGone => self.memory_handler_gone(),
             Event::RateDue => self.end_rate(),
             Event::Copied(pass) => self.copied(*pass),
             Event::Saved(saved) => self.saved(*saved),
+            Event::MemoryHandlerGone => self.memory_handler_gone(),
             Event::Vcpu(VcpuEnd { index, outcome }) => self.vcpu_ended(index, outcome),
             Event::Request(request) => self.answer(request),
         }

@@ -41,7 +41,9 @@ impl Machine {
                 return Err(Fault::new("The dirty rate cannot be told at once."));
             }
             MemoryRequest::SaveWorkingSet { path } => {
-                working_set::save(&self.memory, path).map_err(|error| Fault::from_error(&error))?;
+                let pages = working_set::save(&self.memory, path);
+                let pages = pages.map_err(|error| Fault::from_error(&error))?;
+                tracing::info!("working set: {pages} pages in {}", path.display());
             }
         }
         Ok(Answer::done())

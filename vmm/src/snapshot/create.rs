@@ -102,7 +102,7 @@ impl Writer {
         memory: &MachineMemory,
     ) -> Result<Self, CreateError> {
         Ok(Self {
-            state: NewFile::create(&request.snapshot_path)?,
+            state: NewFile::create_keeping(&request.snapshot_path)?,
             memory: MemoryOut::create(request, memory)?,
             mark: Mark::new().map_err(|error| CreateError::Mark(Box::new(error)))?,
         })

@@ -9,8 +9,8 @@ use std::sync::PoisonError;
 
 use brume_api::config::{HugePages, VmConfig};
 use brume_api::{BackendType, LoadSnapshot};
-use brume_snapshot::StateFile;
 use brume_snapshot::memory_file::data_ranges;
+use brume_snapshot::{StateError, StateFile, left_behind};
 use brume_virtio::transport::RunningQueues;
 use kvm_ioctls::VcpuFd;
 
@@ -37,12 +37,10 @@ impl MachineParts {
         options: BuildOptions,
         sender: &EventSender,
     ) -> Result<Self, LoadError> {
-        let saved = Saved::read(request)?;
-        let size = saved.memory.size;
+        let (saved, memory) = Saved::with_memory(request)?;
         let working_set = request.working_set_path.as_deref();
-        let working_set = working_set.map(|path| working_set::load(path, size));
+        let working_set = working_set.map(|path| working_set::load(path, memory.size));
         let working_set = working_set.transpose()?;
-        let memory = saved.map_memory(request)?;
         let handler = memory.handler.clone();
         let make = || {
             saved.check_memory(&memory, request)?;
@@ -74,13 +72,50 @@ struct Saved {
 }
 
 impl Saved {
-    /// Reads the state file of `request`.
+    /// Reads the state that `request` names, and maps the memory that was written with it.
+    ///
+    /// If they do not fit, the memory may have been replaced and the state not yet, by a process
+    /// that was killed then or is about to do it: its state is under another name, or is in its
+    /// place by now. Nothing is taken that has not the mark of the memory.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Saved::read`] and [`Saved::map_memory`].
+    fn with_memory(request: &LoadSnapshot) -> Result<(Self, MachineMemory), LoadError> {
+        let path = &request.snapshot_path;
+        if request.mem_backend.backend_type == BackendType::Uffd {
+            // A look at the memory has to wait until somebody watches whoever serves it.
+            let saved = Self::read(path, request)?;
+            let memory = saved.map_memory(request)?;
+            return Ok((saved, memory));
+        }
+        let pair = |state: &Path| {
+            let saved = Self::read(state, request)?;
+            let memory = saved.map_memory(request)?;
+            saved.check_memory(&memory, request)?;
+            Ok((saved, memory))
+        };
+        let refused = match pair(path) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let others = left_behind(path);
+        let mut others = others.iter().chain([path]);
+        others.find_map(|state| pair(state).ok()).ok_or(refused)
+    }
+
+    /// Reads a state file for `request`.
     ///
     /// # Errors
     ///
     /// It is not whole, not for this version, or not for what the request wants to change.
-    fn read(request: &LoadSnapshot) -> Result<Self, LoadError> {
-        let mut file = StateFile::read(&request.snapshot_path)?;
+    fn read(path: &Path, request: &LoadSnapshot) -> Result<Self, LoadError> {
+        let saved = Self::of(StateFile::read(path)?)?;
+        saved.check()?;
+        saved.with_overrides(request)
+    }
+
+    fn of(mut file: StateFile) -> Result<Self, StateError> {
         let machine: MachineSection = file.take(0)?;
         let saved = Self {
             config: machine.config,
@@ -91,8 +126,7 @@ impl Saved {
             virtio: file.take_all()?,
         };
         file.finish()?;
-        saved.check()?;
-        saved.with_overrides(request)
+        Ok(saved)
     }
 
     fn check(&self) -> Result<(), LoadError> {
@@ -303,4 +337,104 @@ fn open(path: &Path) -> Result<File, LoadError> {
         path: path.into(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use brume_snapshot::{Saved as Section, StateWriter};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The same machine, written by each version that there was.
+    const GOLDEN: [&[u8]; 2] = [
+        include_bytes!("../../testdata/state-1"),
+        include_bytes!("../../testdata/state-2"),
+    ];
+
+    fn all<T: Section>(file: &mut StateFile, writer: &mut StateWriter) {
+        let sections: Vec<T> = file.take_all().unwrap();
+        for (id, section) in (0..).zip(&sections) {
+            writer.push(id, section).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_of_every_version_are_read() {
+        for golden in GOLDEN {
+            let saved = Saved::of(StateFile::parse(golden).unwrap()).unwrap();
+            saved.check().unwrap();
+            assert_eq!(saved.vcpus.len(), 2);
+            let names: Vec<_> = saved.virtio.iter().map(|device| &device.name).collect();
+            assert_eq!(names, ["disk", "balloon", "vsock", "entropy"]);
+        }
+    }
+
+    #[test]
+    fn the_present_form_is_written_as_it_was() {
+        let [.., newest] = GOLDEN;
+        let mut file = StateFile::parse(newest).unwrap();
+        let mut writer = StateWriter::new();
+        all::<MachineSection>(&mut file, &mut writer);
+        all::<MemorySection>(&mut file, &mut writer);
+        all::<VmKvmState>(&mut file, &mut writer);
+        all::<VcpuState>(&mut file, &mut writer);
+        all::<ChipsetState>(&mut file, &mut writer);
+        all::<VirtioSection>(&mut file, &mut writer);
+        file.finish().unwrap();
+        assert!(
+            writer.finish() == newest,
+            "a section's form has changed: raise its version"
+        );
+    }
+
+    #[test]
+    fn registers_of_the_first_version_become_those_of_the_second() {
+        let [first, ..] = GOLDEN;
+        let of_first = |section: &&brume_snapshot::Section| section.kind() == "vcpu";
+        let file = StateFile::parse(first).unwrap();
+        let old = file.sections().find(of_first).unwrap().content().unwrap();
+        let new = VcpuState::upgrade(1, old.clone()).unwrap();
+        // `struct kvm_regs` begins with RAX and ends with RIP and RFLAGS.
+        let regs = old["regs"].as_str().unwrap();
+        let word = |at: usize| {
+            let bytes = (0..8).map(|byte| {
+                let digits = &regs[2 * (at + byte)..][..2];
+                u64::from_str_radix(digits, 16).unwrap() << (8 * byte)
+            });
+            json!(format!("{:#x}", bytes.sum::<u64>()))
+        };
+        assert_eq!(new["registers"]["rax"], word(0));
+        assert_eq!(new["registers"]["rip"], word(128));
+        assert_eq!(new["registers"]["rflags"], word(136));
+        let tsc = old["msrs"]["16"].as_u64().unwrap();
+        assert_eq!(new["msrs"]["0x10"], json!(format!("{tsc:#x}")));
+        assert!(VcpuState::upgrade(1, Value::Null).is_err());
+        assert!(VcpuState::upgrade(0, old).is_err());
+    }
+
+    #[test]
+    fn overrides_of_what_is_not_there_are_refused_by_name() {
+        let request = |body: LoadSnapshot| {
+            let [.., newest] = GOLDEN;
+            let saved = Saved::of(StateFile::parse(newest).unwrap()).unwrap();
+            saved.with_overrides(&body).err().unwrap().to_string()
+        };
+        let text = request(LoadSnapshot {
+            network_overrides: vec![brume_api::NetworkOverride {
+                iface_id: "eth7".into(),
+                host_dev_name: "tap0".into(),
+            }],
+            ..LoadSnapshot::default()
+        });
+        assert!(text.contains("Unknown Network Device \"eth7\""), "{text}");
+        let text = request(LoadSnapshot {
+            drive_overrides: vec![brume_api::DriveOverride {
+                drive_id: "other".into(),
+                path_on_host: "/x".into(),
+            }],
+            ..LoadSnapshot::default()
+        });
+        assert!(text.contains("no drive \"other\""), "{text}");
+    }
 }
