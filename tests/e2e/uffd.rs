@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use brume_api::Client;
 use brume_tests::api::{ApiVm, eventually};
 use brume_tests::live::{Live, Snapshot};
 use brume_tests::vm::{SOON, Vm};
@@ -112,7 +113,9 @@ fn refused(snapshot: &Snapshot, extra: &Value) -> (String, Duration) {
     let api = ApiVm::new();
     let begun = Instant::now();
     let body = snapshot.load_request(extra).to_string();
-    let answer = api.send("PUT", "/snapshot/load", &body);
+    let client = Client::new(&api.socket).unwrap().with_patience(SOON);
+    let answer = client.send("PUT", "/snapshot/load", &body);
+    let answer = answer.unwrap_or_else(|error| panic!("{error}: {}", api.log()));
     let took = begun.elapsed();
     assert_eq!(answer.status, 400, "{}", answer.body);
     let outcome = api.vm.wait(AT_ONCE);
@@ -149,7 +152,6 @@ fn a_handler_that_does_not_serve_is_told_and_not_waited_for() {
 #[derive(Clone, Copy, Debug)]
 enum Stop {
     Signal,
-    Console,
     Request,
 }
 
@@ -158,7 +160,8 @@ fn a_machine_that_lost_its_memory_is_alive_to_the_outside_and_can_be_ended() {
     let base = saved("bare.touch=8");
     for (how, stop) in [
         ("die=200", Stop::Signal),
-        ("die=200", Stop::Console),
+        ("die=200", Stop::Request),
+        ("silent=200", Stop::Signal),
         ("silent=200", Stop::Request),
     ] {
         let handler = Handler::start(&base.snapshot.memory, how);
@@ -178,7 +181,6 @@ fn a_machine_that_lost_its_memory_is_alive_to_the_outside_and_can_be_ended() {
         let begun = Instant::now();
         match stop {
             Stop::Signal => live.api.vm.signal(libc::SIGTERM),
-            Stop::Console => live.api.vm.send(b"\x01x"),
             Stop::Request => live.api.done("PATCH", "/vm", &json!({"state": "Stopped"})),
         }
         let outcome = live.api.vm.wait(AT_ONCE);

@@ -9,6 +9,7 @@
 //! This is a module with unsafe code: ioctls.
 
 #![allow(unsafe_code)]
+#![allow(missing_docs, reason = "macros make the numbers of ioctls")]
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
