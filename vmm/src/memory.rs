@@ -356,7 +356,7 @@ mod tests {
             memory.write_obj(1_u64, GuestAddress(SIZE - 8)).unwrap();
             let region = memory.iter().next().unwrap();
             let words = (**region).bitmap().get_and_reset();
-            assert_eq!(words.len() as u64, SIZE / page_set::PAGE_SIZE / 64);
+            assert_eq!(words.len() as u64, SIZE / PAGE_SIZE / 64);
             assert_eq!(words.last(), Some(&(1 << 63)));
         }
     }
