@@ -146,8 +146,8 @@ pub struct LoadSnapshot {
     /// brume only: whether to read all of the memory before the machine goes on.
     #[serde(skip_serializing_if = "is_default")]
     pub prefault: bool,
-    /// brume only: a file that names the pages to read before the machine goes on, as
-    /// PUT /memory/working-set wrote it.
+    /// brume only: a file that names pages to read without a wait for the guest to touch them, as
+    /// PUT /memory/working-set wrote it. They are read while the machine goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub working_set_path: Option<PathBuf>,
 }
@@ -199,8 +199,8 @@ pub(crate) struct LoadSnapshotBody {
     /// brume only: whether to read all of the memory before the machine goes on.
     #[serde(default)]
     prefault: bool,
-    /// brume only: a file that names the pages to read before the machine goes on, as
-    /// PUT /memory/working-set wrote it.
+    /// brume only: a file that names pages to read without a wait for the guest to touch them, as
+    /// PUT /memory/working-set wrote it. They are read while the machine goes on.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     working_set_path: Option<PathBuf>,

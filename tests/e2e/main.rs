@@ -31,4 +31,5 @@ mod snapshot;
 mod snapshot_faults;
 mod stall;
 mod terminal;
+mod uffd;
 mod vsock;

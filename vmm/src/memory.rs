@@ -23,7 +23,7 @@ use brume_boot::layout::{self, MemorySizeError};
 use brume_snapshot::memory_file::data_ranges;
 use brume_virtio::GuestMemory;
 use thiserror::Error;
-use vm_memory::bitmap::{AtomicBitmap, BS};
+use vm_memory::bitmap::{AtomicBitmap, BS, NewBitmap};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, VolatileSlice,
@@ -238,7 +238,7 @@ fn check_size(file: &File, size: u64) -> Result<(), MemoryError> {
 }
 
 fn map_part(start: GuestAddress, size: usize, part: FileOffset) -> Result<Region, String> {
-    let mapping = MmapRegionBuilder::new(size)
+    let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
         .with_file_offset(part)
@@ -257,7 +257,7 @@ fn map_region(start: GuestAddress, size: usize, pages: HugePages) -> Result<Regi
         // Without a reservation the guest would be killed at the page that is not there.
         HugePages::Size2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
     };
-    let mapping = MmapRegionBuilder::new(size)
+    let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | kind)
         .with_hugetlbfs(pages == HugePages::Size2M)
@@ -342,6 +342,22 @@ mod tests {
                 );
                 assert!(text.contains("vm.nr_hugepages"), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn what_we_write_ourselves_is_marked() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE).unwrap();
+        for memory in [
+            map(SIZE, HugePages::None).unwrap(),
+            map_file(SIZE, file).unwrap().guest,
+        ] {
+            memory.write_obj(1_u64, GuestAddress(SIZE - 8)).unwrap();
+            let region = memory.iter().next().unwrap();
+            let words = (**region).bitmap().get_and_reset();
+            assert_eq!(words.len() as u64, SIZE / PAGE_SIZE / 64);
+            assert_eq!(words.last(), Some(&(1 << 63)));
         }
     }
 

@@ -23,7 +23,7 @@ use crate::attach::NamedTransport;
 use crate::lifecycle::IllegalTransition;
 
 /// How long a pause may take.
-const PAUSE_LIMIT: Duration = Duration::from_secs(10);
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 /// How long vCPUs and devices have to end.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 

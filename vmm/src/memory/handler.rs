@@ -26,7 +26,11 @@ use crate::event::{Event, EventSender};
 use crate::page_set::{PageSet, Region};
 
 /// How long a handler may leave a fault that somebody but the guest waits for.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: Duration = if cfg!(test) {
+    Duration::from_millis(500)
+} else {
+    Duration::from_secs(10)
+};
 /// How often it is looked whether the handler is still there.
 const TICK: Duration = Duration::from_millis(50);
 

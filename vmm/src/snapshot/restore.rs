@@ -3,11 +3,13 @@
 //! thread; a machine that cannot be restored whole is not there at all.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::PoisonError;
 
 use brume_api::config::{HugePages, VmConfig};
 use brume_api::{BackendType, LoadSnapshot};
+use brume_snapshot::memory_file::data_ranges;
 use brume_snapshot::{StateError, StateFile, left_behind};
 use brume_virtio::transport::RunningQueues;
 use kvm_ioctls::VcpuFd;
@@ -23,8 +25,8 @@ use crate::generation;
 use crate::instance::Description;
 use crate::kvm::{Vm, VmKvmState};
 use crate::machine::{MachineParts, Start};
-use crate::memory::{self, MachineMemory, Pages, uffd, working_set};
-use crate::page_set::PageSet;
+use crate::memory::{self, Backing, MachineMemory, Pages, uffd, working_set};
+use crate::page_set::{PAGE_SIZE, PageSet};
 
 impl MachineParts {
     /// Makes the machine that `request` names, paused; `description` becomes what it was made from,
@@ -302,14 +304,22 @@ impl Saved {
     }
 }
 
-/// Reads all of the memory in.
+/// Reads all of the memory in, but what a file has no data for: there is nothing to wait for.
 fn prefault(memory: &MachineMemory) -> Result<(), LoadError> {
-    let all = PageSet::full(memory.size);
-    if memory.handler.is_some() {
-        return Ok(memory.fetch(&all)?);
+    match &memory.backing {
+        Backing::Uffd => Ok(memory.fetch(&PageSet::full(memory.size))?),
+        Backing::File(file) => {
+            let mut data = PageSet::empty(memory.size);
+            let ranges = data_ranges(file, memory.size).map_err(LoadError::Prefault)?;
+            for Range { start, end } in ranges {
+                data.insert_range(start / PAGE_SIZE..end.div_ceil(PAGE_SIZE));
+            }
+            let pages = Pages::of(memory);
+            pages.read_in(&data, || true).map_err(LoadError::Prefault)
+        }
+        // It has been read.
+        Backing::Zeros => Ok(()),
     }
-    let pages = Pages::of(memory);
-    pages.read_in(&all, || true).map_err(LoadError::Prefault)
 }
 
 /// Opens a memory file, and nothing that is not one.
