@@ -39,12 +39,7 @@ fn requests_at_the_wrong_time_are_refused_and_change_nothing() {
     // Runs already.
     let mut live = Live::restored(&saved.files, &json!({}));
     for _ in 0..2 {
-        refused(
-            &live,
-            "/snapshot/load",
-            &load,
-            not_allowed,
-        );
+        refused(&live, "/snapshot/load", &load, not_allowed);
         refused(
             &live,
             "/snapshot/create",
@@ -54,12 +49,7 @@ fn requests_at_the_wrong_time_are_refused_and_change_nothing() {
     }
     live.hash();
     live.pause();
-    refused(
-        &live,
-        "/snapshot/load",
-        &load,
-        not_allowed,
-    );
+    refused(&live, "/snapshot/load", &load, not_allowed);
     live.resume();
     live.status();
     assert!(before == std::fs::read(&saved.files.state).unwrap());
