@@ -11,12 +11,14 @@ use brume_tests::live::{Live, Snapshot};
 use brume_tests::vm::SOON;
 use serde_json::json;
 
-use super::{assert_refused, assert_works, unfinished};
+use super::{Load, assert_refused, assert_works, load, unfinished};
 
 /// How often it is killed at any moment.
 const KILLS: usize = 50;
 /// How often when the memory has its name and the state has not.
 const BETWEEN: usize = 10;
+/// After how many kills the guest looks through its memory.
+const LOOKS: usize = 10;
 /// Until a request has come to the program and the save has begun, at the least.
 const NOTHING_YET: Duration = Duration::from_micros(200);
 
@@ -61,44 +63,58 @@ struct Left {
     between: usize,
 }
 
+/// Loads `files`; every so often the guest looks through all of its memory.
+fn next(files: &Snapshot, kill: usize) -> Live {
+    if kill.is_multiple_of(LOOKS) {
+        return assert_works(files);
+    }
+    match load(files) {
+        Load::Works(live) => live,
+        Load::Refused(fault) => panic!("kill {kill}: refused: {fault}"),
+    }
+}
+
 /// Saves a machine with `mib` MiB of memory in use over a good snapshot, again and again, and kills
-/// it meanwhile; each time the files are loaded, and the machine that comes of it is the next.
+/// it meanwhile; each time the files are loaded, and the machine that comes of it is the next. Each
+/// load adds 1 to the generation of the machine that was saved, which tells the old from the new.
 fn kills(files: &Snapshot, mib: usize, count: usize, when: &When) -> Left {
     let mut random = Random::seeded("kills", 1);
-    let mut live = Live::start(&format!("bare.touch={mib}"), &[]);
+    let live = Live::start(&format!("bare.touch={mib}"), &[]);
     live.pause();
     live.save("Full", files);
+    drop(live);
+    let mut live = assert_works(files);
+    live.pause();
     let begun = Instant::now();
-    live.save("Full", files);
+    live.save(
+        "Full",
+        &Snapshot::named(files.memory.parent().unwrap(), "first"),
+    );
     let duration = begun.elapsed();
     println!("a save takes {duration:?}; expected: {count} kills, no torn snapshot");
     live.resume();
-    let mut writes = live.status().writes;
+    let mut generation = live.status().generation;
     let mut left = Left::default();
     let states = files.state.parent().unwrap();
     for kill in 0..count {
-        let written = writes + live.write_round();
         live.pause();
         let inode = files.memory.metadata().unwrap().ino();
         killed_while_saving(live, files, || match when {
             When::Between => replaced(&files.memory, inode),
             When::Any => {
-                let span = duration.as_micros() as usize * 5 / 4;
+                let span = duration.as_micros() as usize * 3 / 2;
                 thread::sleep(NOTHING_YET + Duration::from_micros(random.below(span) as u64));
             }
         });
         let is_new = files.memory.metadata().unwrap().ino() != inode;
         let state_left = !unfinished(states).is_empty();
-        live = assert_works(files);
-        let found = live.status().writes;
-        let expected = if is_new { written } else { writes };
-        assert_eq!(
-            found, expected,
-            "kill {kill}: before it {writes} pages were written, saved were {written}"
-        );
+        live = next(files, kill);
+        let found = live.status().generation;
+        let expected = generation + u64::from(is_new);
+        assert_eq!(found, expected, "kill {kill} of generation {generation}");
         *(if is_new { &mut left.new } else { &mut left.old }) += 1;
         left.between += usize::from(is_new && state_left);
-        writes = found;
+        generation = found;
     }
     let Left { old, new, between } = left;
     println!("{old} times the old one, {new} times the new, {between} of those between the names");
@@ -118,7 +134,7 @@ fn kills_while_saving_leave_the_old_snapshot_or_the_new() {
     // In memory: for a process that is killed, a disk is only slower.
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let files = Snapshot::named(folder.path(), "it");
-    let left = kills(&files, 16, KILLS, &When::Any);
+    let left = kills(&files, 64, KILLS, &When::Any);
     assert!(
         left.old > 0 && left.new > 0,
         "{} times the old one, {} times the new: not at all moments",
