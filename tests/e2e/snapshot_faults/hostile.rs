@@ -110,7 +110,7 @@ fn number(random: &mut Random, old: &Number) -> Value {
         0 => json!(near.wrapping_add(1)),
         1 => json!(near.wrapping_sub(1)),
         2 => json!(near ^ bit),
-        3 => json!(random.next()),
+        3 => json!(random.draw()),
         4 => json!(-1_i64),
         5 => json!(1e300),
         _ => json!(edges[random.below(edges.len())]),
