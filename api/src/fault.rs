@@ -25,7 +25,12 @@ pub(crate) struct FaultBody<'a> {
     fault_message: &'a str,
 }
 
-/// `error` and its causes on one line; what a cause repeats of its effect is left out.
+/// The longest text of an error, in bytes.
+const MAX_TEXT: usize = 8192;
+
+/// `error` and its causes on one line; what a cause repeats of its effect is left out. What is in
+/// it of a file's or a guest's making does nothing to a terminal: of control characters, only the
+/// line breaks of reports are left, and of what is longer than any report, the beginning.
 pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -37,7 +42,28 @@ pub fn with_causes(error: &(dyn Error + 'static)) -> String {
         }
         next = source.source();
     }
-    text
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
+    }
+    let odd = |c: char| c != '\n' && (c.is_control() || is_direction(c));
+    if !text.contains(odd) {
+        return text;
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if odd(c) {
+            shown.extend(c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Whether a character has text run the other way.
+fn is_direction(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 impl Fault {
@@ -75,5 +101,20 @@ impl Fault {
         let fault_message = &self.message;
         // A string always has a JSON form.
         serde_json::to_string(&FaultBody { fault_message }).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_does_nothing_to_a_terminal() {
+        let error = std::io::Error::other("a\u{1b}[2J\u{202e}\u{0}é\nb");
+        assert_eq!(with_causes(&error), "a\\u{1b}[2J\\u{202e}\\u{0}é\nb");
+        let long = with_causes(&std::io::Error::other("é".repeat(1 << 20)));
+        assert!(long.ends_with('…') && long.len() < MAX_TEXT + 4);
+        let plain = std::io::Error::other("plain: é");
+        assert_eq!(Fault::from_error(&plain).message, "plain: é");
     }
 }

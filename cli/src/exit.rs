@@ -111,7 +111,12 @@ impl Failure {
 
     /// The error with all its causes, on one line unless it has a report.
     pub(crate) fn text(&self) -> String {
-        with_causes(self)
+        let text = with_causes(self);
+        match self {
+            Self::Run(_) => text,
+            // What is in a file that was named cannot make lines of its own.
+            _ => text.replace('\n', "\\n"),
+        }
     }
 
     /// Prints the error and says how to exit.

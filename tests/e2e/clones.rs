@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const CLONES: usize = 100;
+/// How `brume clone` ends when a clone has refused its snapshot.
+const REFUSED: i32 = 8;
 /// The most that an idle clone may have of its own, in KiB.
 const OWN_KIB: u64 = 32 << 10;
 
@@ -124,13 +126,13 @@ fn a_hundred_clones_answer_and_differ() {
     let load = |_| Live::restored(&files, &json!({"resume_vm": false}));
     let mut clones: Vec<_> = (0..CLONES).map(load).collect();
     println!("{CLONES} machines after {:?}", begun.elapsed());
-    clones.iter().for_each(Live::resume);
     let mut ids = BTreeSet::new();
     for clone in &mut clones {
+        clone.resume();
         let status = clone.status();
         assert_eq!((status.writes, status.generation), (0, 1), "{status:?}");
         assert!(ids.insert(status.generation_id), "two have one id");
-        // The others get the processor.
+        // Its guest never rests, and the others want the processor.
         clone.pause();
     }
     println!(
@@ -164,7 +166,8 @@ fn brume_clone_starts_a_hundred_and_ends_them() {
     drop(live);
     let run = Run::new();
     let mut command = run.clone_command(&files, CLONES);
-    command.arg("--json");
+    // Guests that never rest, so each runs only for a while.
+    command.args(["--json", "--paused"]);
     let begun = Instant::now();
     let fleet = Vm::spawn(command);
     fleet.wait_for("}]", SOON);
@@ -177,26 +180,27 @@ fn brume_clone_starts_a_hundred_and_ends_them() {
         let socket = run.path(&format!("{number}.sock"));
         assert_eq!(
             (&row["number"], &row["state"]),
-            (&json!(number), &json!("Running"))
+            (&json!(number), &json!("Paused"))
         );
         assert_eq!(row["api_sock"], json!(socket));
         let client = brume_api::Client::new(&socket).unwrap();
-        let reply = client.send("GET", "/", "").unwrap();
-        assert!(
-            reply.body.contains(r#""state":"Running""#),
-            "{}",
-            reply.body
-        );
+        let set = |state: &str| {
+            let body = json!({"state": state}).to_string();
+            let reply = client.send("PATCH", "/vm", &body).unwrap();
+            assert_eq!(reply.status, 204, "{}", reply.body);
+        };
+        set("Resumed");
         let log = run.path(&format!("{number}.log"));
         eventually("the guest has seen that it is another machine", || {
             id_of(&fs::read_to_string(&log).unwrap_or_default()).is_some()
         });
         let id = id_of(&fs::read_to_string(&log).unwrap()).unwrap();
         assert!(ids.insert(id.clone()), "clone {number}: {id} is another's");
+        set("Paused");
     }
     println!("all have answered after {:?}", begun.elapsed());
     let pids = rows.iter().map(|row| row["pid"].as_i64().unwrap() as i32);
-    print_memory("clones that spin", pids);
+    print_memory("clones of brume clone", pids);
     assert_eq!((run.processes().len(), run.sockets()), (CLONES + 1, CLONES));
     fleet.signal(libc::SIGTERM);
     let end = fleet.wait(SOON);
@@ -235,7 +239,7 @@ fn a_clone_that_cannot_start_is_named_and_no_other_stays() {
     command.args(["--net", "eth0=tap{}"]);
     let end = outcome(net.wrap(&command), SOON);
     println!("expected `clone {MISSING}` and its TAP: {}", end.stderr);
-    assert_eq!(end.status, 1, "{end:#?}");
+    assert_eq!(end.status, REFUSED, "{end:#?}");
     for words in [format!("clone {MISSING}"), format!("tap{MISSING}")] {
         assert!(end.stderr.contains(&words), "`{words}`: {}", end.stderr);
     }
@@ -282,7 +286,7 @@ fn a_clone_of_a_bad_snapshot_starts_nothing() {
     };
     let end = outcome(run.clone_command(&bad, 5), SOON);
     println!("expected the length of the memory file: {}", end.stderr);
-    assert_eq!(end.status, 1, "{end:#?}");
+    assert_eq!(end.status, REFUSED, "{end:#?}");
     assert!(end.stderr.starts_with("brume: clone "), "{}", end.stderr);
     assert!(end.stderr.contains("the memory file has"), "{}", end.stderr);
     run.assert_empty();

@@ -143,6 +143,7 @@ impl Random {
     /// # Panics
     ///
     /// The variable is no number.
+    #[allow(clippy::print_stdout, reason = "a test that fails shows it")]
     pub fn seeded(what: &str, default: u64) -> Self {
         let given = std::env::var("BRUME_SEED").ok();
         let seed = given.map_or(default, |text| text.parse().expect("BRUME_SEED: a number"));
@@ -151,7 +152,7 @@ impl Random {
     }
 
     /// The next one.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -160,6 +161,6 @@ impl Random {
 
     /// The next one, below `limit`, which is not 0.
     pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
+        (self.draw() % limit as u64) as usize
     }
 }

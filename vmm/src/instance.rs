@@ -352,7 +352,8 @@ impl Instance {
                 Ok(Answer::done())
             }
             Err(error) => {
-                let why = Fault::from_error(&error).message;
+                // The file may have line breaks in its names.
+                let why = Fault::from_error(&error).message.replace('\n', "\\n");
                 *next = Some(Next::LoadFailed(error));
                 let text = format!("Load snapshot error: Failed to restore from snapshot: {why}");
                 Err(Fault::new(text))
