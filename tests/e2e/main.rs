@@ -27,6 +27,8 @@ mod parts;
 mod pause;
 mod sdk;
 mod snapshot;
+mod snapshot_devices;
+mod snapshot_linux;
 mod stall;
 mod terminal;
 mod vsock;
