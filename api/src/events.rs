@@ -64,6 +64,9 @@ pub enum MachineEvent {
         /// What the file with the memory holds.
         snapshot_type: SnapshotType,
     },
+    /// The program that serves the memory has ended: the guest stops at the next page that it has
+    /// not touched yet.
+    MemoryHandlerGone,
     /// The machine was made from the files of another.
     SnapshotLoaded {
         /// The file with the state.
@@ -84,6 +87,7 @@ impl MachineEvent {
             Self::DeviceNeedsReset { .. } => "device_needs_reset",
             Self::DeviceChanged { .. } => "device_changed",
             Self::SnapshotCreated { .. } => "snapshot_created",
+            Self::MemoryHandlerGone => "memory_handler_gone",
             Self::SnapshotLoaded { .. } => "snapshot_loaded",
         }
     }

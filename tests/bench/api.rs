@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The control API: how soon it is there, how fast it answers, how fast it starts a guest.
 
-use std::fs;
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::program::{MEMORY_MIB, Programs, Running};
+use crate::program::{MEMORY_MIB, Programs};
+use crate::session::Session;
 use crate::table::{Better, Table};
 
-const PATIENCE: Duration = Duration::from_secs(10);
 const REQUESTS: usize = 2000;
 /// Pauses and resumes.
 const CHANGES: usize = 200;
@@ -30,7 +28,7 @@ pub(crate) fn measure(programs: &Programs, table: &mut Table) -> io::Result<()> 
         })
     };
     take("API, exec to socket", "ms", Better::Lower, |api| {
-        Ok(api.ready.as_secs_f64() * 1e3)
+        Ok(api.session.ready.as_secs_f64() * 1e3)
     })?;
     take("API, GET / requests", "1/s", Better::Higher, |api| {
         let times = api.many(REQUESTS, |_| ("GET", "/", String::new()))?;
@@ -74,53 +72,18 @@ fn percentile(mut times: Vec<Duration>, percent: usize) -> f64 {
         .map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
 }
 
-/// A monitor and a connection to its API.
+/// A monitor whose requests are timed.
 struct Api {
-    monitor: Running,
-    stream: UnixStream,
-    socket: PathBuf,
+    session: Session,
     guest: PathBuf,
-    /// From the start of the process to the connection.
-    ready: Duration,
 }
 
 impl Api {
     fn start(programs: &Programs, monitor: &str) -> io::Result<Self> {
-        let socket = programs.folder().join("api");
-        // One that was killed leaves its socket behind.
-        let _ = fs::remove_file(&socket);
-        let begun = Instant::now();
-        let monitor = Running::spawn(programs.api_command(monitor, &socket)?)?;
-        let stream = loop {
-            match UnixStream::connect(&socket) {
-                Ok(stream) => break stream,
-                Err(error) if begun.elapsed() > PATIENCE => return Err(error),
-                Err(_) => std::hint::spin_loop(),
-            }
-        };
-        let ready = begun.elapsed();
-        stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self {
-            monitor,
-            stream,
-            socket,
+            session: Session::start(programs, monitor, "api")?,
             guest: programs.guest().to_owned(),
-            ready,
         })
-    }
-
-    /// Sends a request and waits for the answer.
-    fn send(&mut self, (method, path, body): (&str, &str, String)) -> io::Result<()> {
-        let len = body.len();
-        let text = format!("{method} {path} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n{body}");
-        self.stream.write_all(text.as_bytes())?;
-        let mut answer = [0; 4096];
-        let count = self.stream.read(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer[..count]);
-        if answer.starts_with("HTTP/1.1 20") {
-            return Ok(());
-        }
-        Err(io::Error::other(format!("{method} {path}: {answer}")))
     }
 
     /// How long each of `count` requests takes.
@@ -133,7 +96,7 @@ impl Api {
         for number in 0..count {
             let request = request(number);
             let begun = Instant::now();
-            self.send(request)?;
+            self.session.send(request)?;
             times.push(begun.elapsed());
         }
         Ok(times)
@@ -155,18 +118,14 @@ impl Api {
             "boot_args": "bare.do=hello bare.end=spin",
         });
         let machine = json!({"vcpu_count": 1, "mem_size_mib": MEMORY_MIB});
-        self.send(("PUT", "/boot-source", boot.to_string()))?;
-        self.send(("PUT", "/machine-config", machine.to_string()))?;
+        self.session
+            .send(("PUT", "/boot-source", boot.to_string()))?;
+        self.session
+            .send(("PUT", "/machine-config", machine.to_string()))?;
         let begun = Instant::now();
         let start = json!({"action_type": "InstanceStart"});
-        self.send(("PUT", "/actions", start.to_string()))?;
-        self.monitor.stdout()?.read_exact(&mut [0])?;
+        self.session.send(("PUT", "/actions", start.to_string()))?;
+        self.session.monitor.stdout()?.read_exact(&mut [0])?;
         Ok(begun.elapsed())
-    }
-}
-
-impl Drop for Api {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.socket);
     }
 }

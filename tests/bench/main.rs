@@ -18,8 +18,13 @@
 
 mod api;
 mod block;
+mod create;
+mod dirty;
+mod guest;
 mod net;
 mod program;
+mod restore;
+mod session;
 mod start;
 mod table;
 mod vsock;
@@ -33,6 +38,9 @@ use clap::Parser;
 use program::Programs;
 use table::Table;
 
+/// Memory of the machines that are written down; the last is large.
+const SIZES_MIB: [u64; 3] = [128, 1024, 8192];
+
 /// Measures brume, and Firecracker beside it if FIRECRACKER names its binary.
 #[derive(Parser)]
 struct Options {
@@ -45,6 +53,12 @@ struct Options {
     /// Only rows whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// Machines of 8 GiB for snapshots, too: they need 16 GiB of disk and of memory, and time
+    #[arg(long)]
+    large: bool,
+    /// How many clones of one machine are made at once
+    #[arg(long, default_value_t = 20)]
+    clones: usize,
     /// Where the table goes as JSON
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
@@ -68,6 +82,14 @@ fn run(options: &Options) -> io::Result<()> {
     net::measure(&programs, &mut table, options.ms)?;
     vsock::measure(&programs, &mut table, options.ms)?;
     api::measure(&programs, &mut table)?;
+    let sizes = if options.large {
+        &SIZES_MIB[..]
+    } else {
+        &SIZES_MIB[..2]
+    };
+    create::measure(&programs, &mut table, sizes)?;
+    restore::measure(&programs, &mut table, sizes, options.clones)?;
+    dirty::measure(&programs, &mut table, sizes, options.ms)?;
     table.print();
     table.write_json(&options.json)?;
     eprintln!("bench: the table is in {}", options.json.display());

@@ -3,7 +3,7 @@
 
 use std::env;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -91,7 +91,7 @@ impl Programs {
     ///
     /// The configuration cannot be written.
     pub(crate) fn command(&self, name: &str, args: &str, parts: &Value) -> io::Result<Command> {
-        let args = format!("bare.tsc_khz={} {args}", self.tsc_khz);
+        let args = self.guest_args(args);
         let mut command = match (name, &self.firecracker) {
             ("bare C", _) => {
                 let mut command = Command::new(&self.first_byte);
@@ -136,6 +136,11 @@ impl Programs {
         command.arg("--api-sock").arg(socket).arg("--no-seccomp");
         command.args(["--level", "Error", "--log-path"]).arg(log);
         Ok(command)
+    }
+
+    /// The guest's command line with `args`.
+    pub(crate) fn guest_args(&self, args: &str) -> String {
+        format!("bare.tsc_khz={} {args}", self.tsc_khz)
     }
 
     /// The bare guest.
@@ -190,12 +195,37 @@ impl Running {
     /// # Errors
     ///
     /// It cannot be started.
-    pub(crate) fn spawn(mut command: Command) -> io::Result<Self> {
+    pub(crate) fn spawn(command: Command) -> io::Result<Self> {
+        Self::spawn_with(command, Stdio::null())
+    }
+
+    /// Starts it with its output captured and a pipe to the guest's serial port.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub(crate) fn spawn_typed(command: Command) -> io::Result<Self> {
+        Self::spawn_with(command, Stdio::piped())
+    }
+
+    fn spawn_with(mut command: Command, stdin: Stdio) -> io::Result<Self> {
         command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         Ok(Self(command.spawn()?))
+    }
+
+    /// Types `text`.
+    ///
+    /// # Errors
+    ///
+    /// It was not started to be typed to, or it has ended.
+    pub(crate) fn send(&mut self, text: &[u8]) -> io::Result<()> {
+        let stdin = self.0.stdin.as_mut();
+        stdin
+            .ok_or_else(|| io::Error::other("there is no input"))?
+            .write_all(text)
     }
 
     /// Its output.

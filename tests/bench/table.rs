@@ -17,12 +17,30 @@ pub(crate) enum Better {
     Lower,
 }
 
-/// One figure.
-#[derive(Serialize)]
-struct Row {
+/// What a row says.
+#[derive(Clone, Serialize)]
+pub(crate) struct Head {
     name: String,
     unit: &'static str,
     better: Better,
+}
+
+impl Head {
+    /// A row called `name`.
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, better: Better) -> Self {
+        Self {
+            name: name.into(),
+            unit,
+            better,
+        }
+    }
+}
+
+/// One figure.
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    head: Head,
     /// One column for each program that was measured, with its median.
     medians: Vec<(&'static str, f64)>,
     /// Each program's figures in the order in which they were taken.
@@ -76,29 +94,51 @@ impl Table {
         programs: &[&'static str],
         mut measure: impl FnMut(&'static str) -> io::Result<f64>,
     ) -> io::Result<()> {
-        if !name.contains(&self.only) {
+        let head = Head::new(name, unit, better);
+        self.take_all(&[head], self.rounds, programs, |program| {
+            Ok(vec![measure(program)?])
+        })
+    }
+
+    /// Takes several figures of each program in one measurement, `rounds` times at most. A figure
+    /// that is not a number says that the program refused.
+    ///
+    /// # Errors
+    ///
+    /// A measurement fails.
+    pub(crate) fn take_all(
+        &mut self,
+        heads: &[Head],
+        rounds: usize,
+        programs: &[&'static str],
+        mut measure: impl FnMut(&'static str) -> io::Result<Vec<f64>>,
+    ) -> io::Result<()> {
+        if !heads.iter().any(|head| head.name.contains(&self.only)) {
             return Ok(());
         }
-        let mut samples = vec![Vec::new(); programs.len()];
-        for round in 1..=self.rounds {
-            progress(&format!("{name}, round {round} of {}", self.rounds));
-            for (program, samples) in programs.iter().zip(&mut samples) {
-                samples.push(measure(program)?);
+        let rounds = rounds.min(self.rounds);
+        let mut samples = vec![vec![Vec::new(); programs.len()]; heads.len()];
+        for round in 1..=rounds {
+            let name = heads.first().map_or("", |head| &head.name);
+            progress(&format!("{name}, round {round} of {rounds}"));
+            for (at, program) in programs.iter().enumerate() {
+                for (row, figure) in samples.iter_mut().zip(measure(program)?) {
+                    row[at].push(figure);
+                }
             }
         }
         progress("");
-        let medians = programs
-            .iter()
-            .zip(&samples)
-            .map(|(&p, s)| (p, median(s)))
-            .collect();
-        self.rows.push(Row {
-            name: name.into(),
-            unit,
-            better,
-            medians,
-            samples,
-        });
+        for (head, samples) in heads.iter().zip(samples) {
+            if head.name.contains(&self.only) {
+                let medians = programs.iter().zip(&samples);
+                let medians = medians.map(|(&p, s)| (p, median(s))).collect();
+                self.rows.push(Row {
+                    head: head.clone(),
+                    medians,
+                    samples,
+                });
+            }
+        }
         Ok(())
     }
 
@@ -109,7 +149,7 @@ impl Table {
             .filter(|name| self.rows.iter().any(|r| r.of(name).is_some()))
             .collect();
         let mut out = io::stdout().lock();
-        let mut header = format!("{:38} {:>7} {:>12}", "", "unit", "brume");
+        let mut header = format!("{:48} {:>7} {:>12}", "", "unit", "brume");
         for other in &others {
             header += &format!(" {other:>12} {:>7}", "ratio");
         }
@@ -117,15 +157,15 @@ impl Table {
         let _ = writeln!(out, "{header}  better");
         for row in &self.rows {
             let mut line = format!(
-                "{:38} {:>7} {}",
-                row.name,
-                row.unit,
+                "{:48} {:>7} {}",
+                row.head.name,
+                row.head.unit,
                 figure(row.of("brume"))
             );
             for other in &others {
                 line += &format!(" {} {}", figure(row.of(other)), ratio(row.ratio(other)));
             }
-            let better = match row.better {
+            let better = match row.head.better {
                 Better::Higher => "more",
                 Better::Lower => "less",
             };
@@ -149,16 +189,19 @@ impl Table {
 fn figure(value: Option<f64>) -> String {
     match value {
         None => format!("{:>12}", "-"),
+        Some(value) if value.is_nan() => format!("{:>12}", "refused"),
         Some(value) if value < 100.0 => format!("{value:>12.2}"),
         Some(value) => format!("{value:>12.0}"),
     }
 }
 
 fn ratio(value: Option<f64>) -> String {
+    let value = value.filter(|value| value.is_finite());
     value.map_or_else(|| format!("{:>7}", "-"), |value| format!("{value:>7.2}"))
 }
 
-fn median(samples: &[f64]) -> f64 {
+/// The middle one.
+pub(crate) fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)

@@ -83,3 +83,27 @@ fn what_is_typed_reaches_the_guest() {
         "{outcome:#?}"
     );
 }
+
+#[test]
+fn the_legacy_interrupt_controllers_are_masked() {
+    let outcome = outcome(run_bare("bare.do=hello"), SOON);
+    let line = outcome.assert_clean().line("bare: interrupts ");
+    assert!(line.contains("pic_masks=0xff,0xff"), "{line}");
+}
+
+#[test]
+fn every_machine_has_a_generation_id_of_its_own() {
+    let ids = [(); 2].map(|()| {
+        let outcome = outcome(run_bare("bare.do=generation"), SOON);
+        let line = outcome.assert_clean().line("bare: generation id=");
+        let rest = "vmclock=v1 flags=0x300 seq=0 disruption=0 generation=0";
+        assert!(line.contains(rest), "{line}");
+        let id = line.split("id=").nth(1).unwrap().split(' ').next().unwrap();
+        assert!(
+            id.len() == 32 && id.contains(|digit: char| digit != '0'),
+            "{line}"
+        );
+        id.to_owned()
+    });
+    assert_ne!(ids[0], ids[1]);
+}

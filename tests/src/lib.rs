@@ -13,6 +13,12 @@
 
 pub mod api;
 pub mod artefacts;
+#[allow(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "the files are the tests' own"
+)]
+pub mod forge;
 // The bare guest's own files, so that both sides reckon alike.
 #[allow(
     clippy::indexing_slicing,

@@ -102,6 +102,7 @@ pub(crate) struct NamedDevice {
 }
 
 /// A virtio device in its place.
+#[derive(Clone)]
 pub(crate) struct NamedTransport {
     /// What it is called in events and files.
     pub(crate) name: String,

@@ -5,6 +5,7 @@ mod counters;
 mod cpuid;
 mod exit;
 mod kick;
+mod registers;
 mod report;
 mod setup;
 mod state;

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::cpu::VcpuEnd;
 use crate::instance::ApiCall;
 use crate::lifecycle::{IllegalTransition, VmState};
-use crate::machine::{Pass, PreCopied};
+use crate::machine::{Pass, PauseError, PreCopied};
 
 /// Why a machine was told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +44,13 @@ pub(crate) enum Event {
     Copied(Box<Pass>),
     /// A snapshot that was written while the machine ran is on the disk, or is not.
     Saved(Box<PreCopied>),
+    /// The program that serves the guest's memory has ended.
+    MemoryHandlerGone,
 }
 
 /// A request from outside, with the way to answer it.
 pub(crate) enum Request {
-    Pause(Sender<Result<(), IllegalTransition>>),
+    Pause(Sender<Result<(), PauseError>>),
     Resume(Sender<Result<(), IllegalTransition>>),
     State(Sender<VmState>),
     Stop(StopReason),
@@ -64,6 +66,18 @@ pub enum RequestError {
     /// The machine's state does not allow it.
     #[error(transparent)]
     State(#[from] IllegalTransition),
+    /// The guest's memory does not come.
+    #[error(transparent)]
+    Pause(PauseError),
+}
+
+impl From<PauseError> for RequestError {
+    fn from(error: PauseError) -> Self {
+        match error {
+            PauseError::State(error) => Self::State(error),
+            error @ PauseError::Memory => Self::Pause(error),
+        }
+    }
 }
 
 /// The sending end of the queue.
@@ -142,7 +156,7 @@ impl MachineHandle {
     ///
     /// # Errors
     ///
-    /// It does not run.
+    /// It does not run, or its memory does not come.
     pub fn pause(&self) -> Result<(), RequestError> {
         Ok(self.ask(Request::Pause)??)
     }

@@ -304,7 +304,8 @@ impl Instance {
         match request {
             Request::Stop(reason) => return Some(Next::Stop(reason)),
             Request::State(reply) => drop(reply.send(VmState::NotStarted)),
-            Request::Pause(reply) | Request::Resume(reply) => drop(reply),
+            Request::Pause(reply) => drop(reply),
+            Request::Resume(reply) => drop(reply),
             Request::Api(call) if call.request == ApiRequest::Stop => {
                 call.answer(|_| Ok(Answer::done()));
                 return Some(Next::Stop(StopReason::Api));

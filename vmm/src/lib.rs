@@ -39,8 +39,8 @@ pub use instance::{
 };
 pub use kvm::{KvmError, VmRestoreError};
 pub use lifecycle::{IllegalTransition, VmEvent, VmState};
-pub use machine::{Ending, Machine, RunError};
-pub use memory::MemoryError;
+pub use machine::{Ending, Machine, PauseError, RunError};
+pub use memory::{MemoryError, UffdError, WorkingSetError};
 pub use serial::SerialError;
 pub use snapshot::{CreateError, LoadError};
 pub use telemetry::{MetricsError, open_lines};

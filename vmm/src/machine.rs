@@ -5,6 +5,7 @@
 //! arrives in the queue, and is the only one to change the machine's state. Lock order: the owner
 //! takes one transport's lock at a time, and only when all vCPUs are held or gone.
 
+mod handler;
 mod memory;
 mod pre_copy;
 mod snapshot;
@@ -40,6 +41,7 @@ use crate::memory::MachineMemory;
 use crate::metrics::{self, Ballooned, Counts};
 use crate::telemetry::{METRICS_PERIOD, MetricsError, Telemetry, timed};
 
+pub use handler::PauseError;
 pub(crate) use pre_copy::{Pass, PreCopied};
 
 /// How a machine came to an orderly end.
@@ -67,6 +69,12 @@ pub enum RunError {
     /// There is no timer.
     #[error("the host gives no timer for metrics")]
     Timer(#[source] std::io::Error),
+    /// A device waits for a page that does not come.
+    #[error(
+        "a device cannot be stopped: it waits for a page of the guest's memory, which the program \
+         that serves it does not bring"
+    )]
+    Memory,
 }
 
 /// How a machine begins.
@@ -179,6 +187,9 @@ impl Machine {
             let ticker = MetricsTicker::new(self.sender.clone()).map_err(RunError::Timer)?;
             manager.add_subscriber(Box::new(ticker));
         }
+        if let Some(watch) = self.memory_watch() {
+            manager.add_subscriber(watch);
+        }
         self.start();
         loop {
             match manager.run() {
@@ -272,14 +283,11 @@ impl Machine {
 
     /// Holds the vCPUs first, so that no device is used any more, then stops the devices, which
     /// finish what is in flight.
-    fn pause(&mut self) -> Result<(), IllegalTransition> {
+    fn pause(&mut self) -> Result<(), PauseError> {
         let next = self.state.next(VmEvent::Pause)?;
         let held: Vec<Receiver<()>> = self.vcpus.iter().map(VcpuHandle::hold).collect();
-        for held in held {
-            // An error says that the vCPU has ended, which its event will tell.
-            let _ = held.recv();
-        }
-        self.paused = self.each_transport(TransportCore::pause);
+        self.wait_held(held)?;
+        self.paused = self.pause_devices()?;
         self.enter(next);
         Ok(())
     }
@@ -313,8 +321,7 @@ impl Machine {
             return;
         };
         self.write_metrics();
-        self.vcpus.clear();
-        self.each_transport(|core| drop(core.pause()));
+        self.tear_down();
         self.enter(next);
         self.end = Some(end);
     }
@@ -338,6 +345,7 @@ impl Machine {
             Event::RateDue => self.end_rate(),
             Event::Copied(pass) => self.copied(*pass),
             Event::Saved(saved) => self.saved(*saved),
+            Event::MemoryHandlerGone => self.memory_handler_gone(),
             Event::Vcpu(VcpuEnd { index, outcome }) => self.vcpu_ended(index, outcome),
             Event::Request(request) => self.answer(request),
         }
@@ -442,7 +450,7 @@ impl Machine {
         let done = match (pause, self.state) {
             (true, VmState::Paused) | (false, VmState::Running) => return Ok(()),
             (true, _) => timed(&mut time, || self.pause()),
-            (false, _) => timed(&mut time, || self.resume()),
+            (false, _) => timed(&mut time, || self.resume().map_err(PauseError::from)),
         };
         done.map_err(|error| Fault::from_error(&error))?;
         if pause {

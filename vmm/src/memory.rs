@@ -6,7 +6,12 @@
 
 #![allow(unsafe_code)]
 
+mod handler;
 pub(crate) mod pagemap;
+mod peer;
+mod populate;
+pub(crate) mod uffd;
+pub(crate) mod working_set;
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
@@ -18,13 +23,18 @@ use brume_boot::layout::{self, MemorySizeError};
 use brume_snapshot::memory_file::data_ranges;
 use brume_virtio::GuestMemory;
 use thiserror::Error;
-use vm_memory::bitmap::{AtomicBitmap, BS};
+use vm_memory::bitmap::{AtomicBitmap, BS, NewBitmap};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, VolatileSlice,
 };
 
 use crate::page_set::{self, PAGE_SIZE};
+
+pub(crate) use handler::Handler;
+pub(crate) use populate::Pages;
+pub use uffd::UffdError;
+pub use working_set::WorkingSetError;
 
 /// The size of a reserved huge page, in bytes.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -98,6 +108,8 @@ pub(crate) struct MachineMemory {
     /// In bytes.
     pub(crate) size: u64,
     pub(crate) backing: Backing,
+    /// Who serves it, for [`Backing::Uffd`].
+    pub(crate) handler: Option<Arc<Handler>>,
 }
 
 /// What a page is that was not written yet.
@@ -118,6 +130,7 @@ impl MachineMemory {
             guest,
             regions,
             backing,
+            handler: None,
         }
     }
 
@@ -225,7 +238,7 @@ fn check_size(file: &File, size: u64) -> Result<(), MemoryError> {
 }
 
 fn map_part(start: GuestAddress, size: usize, part: FileOffset) -> Result<Region, String> {
-    let mapping = MmapRegionBuilder::new(size)
+    let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
         .with_file_offset(part)
@@ -244,7 +257,7 @@ fn map_region(start: GuestAddress, size: usize, pages: HugePages) -> Result<Regi
         // Without a reservation the guest would be killed at the page that is not there.
         HugePages::Size2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
     };
-    let mapping = MmapRegionBuilder::new(size)
+    let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | kind)
         .with_hugetlbfs(pages == HugePages::Size2M)
@@ -273,6 +286,7 @@ fn free_huge_pages() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::bitmap::Bitmap;
     use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
@@ -296,6 +310,23 @@ mod tests {
             .split_whitespace()
             .map(str::to_owned)
             .collect()
+    }
+
+    #[test]
+    fn what_is_written_here_is_noted() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE).unwrap();
+        for guest in [
+            map(SIZE, HugePages::None).unwrap(),
+            map_file(SIZE, file).unwrap().guest,
+        ] {
+            guest.write_obj(1_u8, GuestAddress(SIZE - 1)).unwrap();
+            let noted = |at| {
+                let region: &MmapRegion<AtomicBitmap> = guest.iter().next().unwrap();
+                region.bitmap().dirty_at(at)
+            };
+            assert!(noted(SIZE as usize - 1) && !noted(0));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 mod create;
 mod error;
+mod hex;
 mod mark;
 mod memory_file;
 mod raw;
@@ -20,4 +21,5 @@ mod sections;
 
 pub(crate) use create::{Paused, Writer, pages_in_use};
 pub use error::{CreateError, LoadError};
+pub(crate) use hex::{Hex, by_number};
 pub(crate) use raw::Raw;

@@ -111,6 +111,8 @@ pub(crate) struct Times {
     pub(crate) full_snapshot: Duration,
     /// The last diff snapshot.
     pub(crate) diff_snapshot: Duration,
+    /// How long the guest stood still for the last snapshot that was written while it ran.
+    pub(crate) snapshot_pause: Duration,
     /// How long it took until the machine was there, if it was made from a snapshot.
     pub(crate) load_snapshot: Duration,
 }

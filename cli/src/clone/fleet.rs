@@ -307,8 +307,13 @@ mod tests {
         );
         for member in &fleet.members {
             fs::write(&member.plan.socket, "").unwrap();
-            let process = Command::new("sleep").arg("1000").spawn().unwrap();
-            *member.process() = Some(process);
+            // Nobody is to wait for one that a failed test leaves behind.
+            let process = Command::new("sleep")
+                .arg("20")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn();
+            *member.process() = Some(process.unwrap());
         }
         fleet
     }

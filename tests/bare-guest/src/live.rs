@@ -26,6 +26,7 @@ pub fn run(boot: &BootInfo) {
         next: 0,
         writes: 0,
         turns: 0,
+        gap: 0,
     };
     (0..touch.min(pages)).for_each(|page| live.area.write(page));
     say!("live ready");
@@ -42,6 +43,8 @@ struct Live {
     writes: u64,
     /// Turns of the loop.
     turns: u64,
+    /// The longest turn in ticks since it was asked for, without answers.
+    gap: u64,
 }
 
 impl Live {
@@ -49,13 +52,17 @@ impl Live {
         let interval = clock::ms(1) * params::number("bare.poll_us", 200) / 1000;
         let beat = params::number("bare.beat", 0) != 0;
         let mut polled = clock::now();
+        let mut turned = polled;
         loop {
             self.turns += 1;
             if self.pace.is_due() {
                 self.write_next();
             }
-            // A counter that went back is one that was set anew: that is a good moment, too.
-            if clock::now().wrapping_sub(polled) < interval {
+            let now = clock::now();
+            // A counter that went back is one that was set anew.
+            self.gap = self.gap.max(now.saturating_sub(turned));
+            turned = now;
+            if now.wrapping_sub(polled) < interval {
                 continue;
             }
             if beat {
@@ -63,6 +70,7 @@ impl Live {
             }
             while let Some(command) = console::read_byte() {
                 self.answer(command);
+                turned = clock::now();
             }
             polled = clock::now();
         }
@@ -92,6 +100,7 @@ impl Live {
                 let count = zeroed.map(|page| self.area.zero(page)).count();
                 say!("zeroed {count}");
             }
+            b'g' => say!("gap ns={}", clock::ns(core::mem::take(&mut self.gap))),
             b'p' => end::power_off(),
             _ => {}
         }

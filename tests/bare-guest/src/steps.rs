@@ -8,6 +8,9 @@ use crate::{
     live_blk, memory, mmio, net_bench, net_check, params, pattern, rng_check, vsock,
 };
 
+/// Mask registers of the two 8259s.
+const PIC_MASKS: [u16; 2] = [0x21, 0xa1];
+
 /// Runs the steps of `bare.do=STEP[,STEP]` in turn.
 pub fn run(boot: &BootInfo) {
     for step in params::text("bare.do").unwrap_or("hello").split(',') {
@@ -80,6 +83,11 @@ fn hello(boot: &BootInfo) {
         boot.rsdp,
         boot.initrd.0,
         boot.initrd.1
+    );
+    say!(
+        "interrupts pic_masks={:#x},{:#x}",
+        console::inb(PIC_MASKS[0]),
+        console::inb(PIC_MASKS[1])
     );
     mmio::each_device(|base, id| {
         let word = |n| {

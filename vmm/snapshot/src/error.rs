@@ -174,3 +174,9 @@ pub enum UpgradeError {
     #[error("{0}")]
     Malformed(String),
 }
+
+impl From<serde_json::Error> for UpgradeError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}

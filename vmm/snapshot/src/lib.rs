@@ -17,6 +17,6 @@ mod state;
 pub use error::{StateError, UpgradeError};
 pub use inspect::Inspection;
 pub use layout::{ARCHITECTURE, FORMAT_VERSION};
-pub use new_file::{NewFile, NewFileError, commit_pair};
+pub use new_file::{NewFile, NewFileError, commit_pair, left_behind};
 pub use rebase::{RebaseError, RebaseSummary, rebase, rebase_to};
 pub use state::{Saved, Section, StateFile, StateWriter};

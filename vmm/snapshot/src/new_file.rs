@@ -5,14 +5,30 @@
 //! when it is safe on disk. A process that is killed before that leaves the other name behind:
 //! `.NAME.PID.NUMBER.brume-tmp`. It holds a lock (`flock`) on it while it lives, so whoever next
 //! writes the same target sees which of those are nobody's, and removes them.
+//!
+//! Two files cannot take their names at one moment. Of a snapshot, the memory takes its name first,
+//! when the state is on disk under its other name: that moment is when the new snapshot replaces
+//! the old one. A crash before the state takes its name too leaves new memory and an old state,
+//! and whoever loads them sees by the mark in both that they do not fit. The state that fits is
+//! among the [`left_behind`] then. So what is left of a state is removed only when a later pair is
+//! in place, which is why a state is begun with [`NewFile::create_keeping`].
+//!
+//! ```text
+//!   memory  state  .state...brume-tmp
+//!   old     old    being written      the old snapshot
+//!   new     old    new, on disk       the new snapshot, its state under the other name
+//!   new     new                       the new snapshot
+//! ```
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
 use thiserror::Error;
 
@@ -93,6 +109,18 @@ impl NewFile {
     ///
     /// The target is not a file, or there can be none in that folder.
     pub fn create(target: &Path) -> Result<Self, NewFileError> {
+        let new = Self::create_keeping(target)?;
+        new.remove_left_behind();
+        Ok(new)
+    }
+
+    /// Begins a file as [`NewFile::create`] does, but keeps until the commit what killed processes
+    /// have left of the target: for the state of a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// As for [`NewFile::create`].
+    pub fn create_keeping(target: &Path) -> Result<Self, NewFileError> {
         let failed = |source| NewFileError::Create {
             path: target.to_owned(),
             source,
@@ -105,7 +133,6 @@ impl NewFile {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(NewFileError::NoName(path));
         };
-        remove_stale(folder, name);
         let mode = old.as_ref().map_or(0o666, |old| old.mode() & 0o777);
         let (file, temporary) = open_temporary(folder, name, mode).map_err(failed)?;
         let new = Self {
@@ -142,7 +169,9 @@ impl NewFile {
     pub fn commit(mut self) -> Result<(), NewFileError> {
         self.sync()?;
         self.rename()?;
-        self.sync_folder()
+        self.sync_folder()?;
+        self.remove_left_behind();
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), NewFileError> {
@@ -165,6 +194,14 @@ impl NewFile {
         Ok(())
     }
 
+    /// Removes what processes that are gone have left of the target. A file that cannot be removed
+    /// is in nobody's way.
+    fn remove_left_behind(&self) {
+        for path in temporaries(&self.target) {
+            let _ = remove_if_unlocked(&path);
+        }
+    }
+
     fn sync_folder(&self) -> Result<(), NewFileError> {
         let folder = self.target.parent().unwrap_or(Path::new("/"));
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
@@ -185,24 +222,40 @@ impl Drop for NewFile {
 }
 
 /// Puts the two files of a snapshot in their places, the state last: both are on disk before
-/// either has its name. A crash between the two names leaves new memory with an old state, which
-/// only a mark in both can tell.
+/// either has its name. After a crash between the two names, the state is among the
+/// [`left_behind`].
 ///
 /// # Errors
 ///
-/// They are one file, the disk is full or failed, or a target cannot be replaced.
+/// They are one file, the disk is full or failed, or a target cannot be replaced. If that is the
+/// state's, which was a file when it was begun, the memory is replaced already.
 pub fn commit_pair(mut memory: NewFile, mut state: NewFile) -> Result<(), NewFileError> {
     if memory.target == state.target {
         return Err(NewFileError::SameTarget(state.target.clone()));
     }
-    memory.sync()?;
-    state.sync()?;
+    // Side by side, so that a file system with a journal has one wait for both.
+    thread::scope(|scope| {
+        let other = scope.spawn(|| state.sync());
+        memory.sync()?;
+        other.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })?;
+    // The new memory is of no use without the state, under whatever name.
+    state.sync_folder()?;
     memory.rename()?;
-    state.rename()?;
     if memory.target.parent() != state.target.parent() {
         memory.sync_folder()?;
     }
-    state.sync_folder()
+    state.rename()?;
+    state.sync_folder()?;
+    state.remove_left_behind();
+    Ok(())
+}
+
+/// What was written for `target` and never took its name, whole or not: its writer was killed, or
+/// is about to give it the name.
+#[must_use]
+pub fn left_behind(target: &Path) -> Vec<PathBuf> {
+    follow_links(target).map_or_else(|_| Vec::new(), |target| temporaries(&target))
 }
 
 /// Where the file is, or is going to be: an absolute path whose last part is no link.
@@ -280,15 +333,17 @@ fn open_temporary(folder: &Path, name: &OsStr, mode: u32) -> io::Result<(File, P
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
-/// Removes what processes that are gone have left of this target. A file that cannot be removed
-/// is in nobody's way.
-fn remove_stale(folder: &Path, name: &OsStr) {
+/// The unfinished files of a target.
+fn temporaries(target: &Path) -> Vec<PathBuf> {
+    let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
+        return Vec::new();
+    };
     let prefix = prefix(name);
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if is_temporary(&entry.file_name(), &prefix) {
-            let _ = remove_if_unlocked(&entry.path());
-        }
-    }
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| is_temporary(&entry.file_name(), &prefix))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Whether a name is PREFIX, then two numbers, then the suffix.

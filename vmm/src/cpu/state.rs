@@ -8,17 +8,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use brume_snapshot::{Saved, UpgradeError};
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
     kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::cpuid;
+use super::registers::SavedRegisters;
 use crate::kvm::{KvmError, failed};
-use crate::snapshot::Raw;
+use crate::snapshot::{Raw, by_number};
 
 /// IA32_TSC: the time that the guest sees.
 const TSC: u32 = 0x10;
@@ -36,7 +39,7 @@ pub(crate) struct VcpuState {
     /// KVM's `struct kvm_mp_state`: whether it runs, is halted, or waits for its start.
     mp_state: Raw<kvm_mp_state>,
     /// `struct kvm_regs`
-    regs: Raw<kvm_regs>,
+    registers: SavedRegisters,
     /// `struct kvm_sregs`
     sregs: Raw<kvm_sregs>,
     /// `struct kvm_xsave`
@@ -54,6 +57,7 @@ pub(crate) struct VcpuState {
     /// `struct kvm_cpuid_entry2` for each leaf.
     cpuid: Vec<Raw<kvm_cpuid_entry2>>,
     /// The model-specific registers by their number.
+    #[serde(with = "by_number")]
     msrs: BTreeMap<u32, u64>,
 }
 
@@ -65,6 +69,26 @@ pub(crate) struct Known {
     /// What the vCPU answers to CPUID. KVM would add what it changes in it by itself, and some
     /// hosts what their own CPU answers.
     pub(crate) cpuid: CpuId,
+}
+
+impl Saved for VcpuState {
+    const KIND: &'static str = "vcpu";
+    const VERSION: u32 = 2;
+
+    /// Version 1 had the general-purpose registers as KVM has them, and the model-specific ones in
+    /// decimal numbers.
+    fn upgrade(version: u32, mut value: Value) -> Result<Value, UpgradeError> {
+        let old = value.as_object_mut().filter(|_| version == 1);
+        let old = old.ok_or(UpgradeError::TooOld)?;
+        let take = |old: &mut Map<String, Value>, name| old.remove(name).unwrap_or_default();
+        let regs: Raw<kvm_regs> = serde_json::from_value(take(old, "regs"))?;
+        let registers = serde_json::to_value(SavedRegisters::from(&regs.0))?;
+        old.insert("registers".into(), registers);
+        let msrs: BTreeMap<u32, u64> = serde_json::from_value(take(old, "msrs"))?;
+        let msrs = by_number::serialize(&msrs, serde_json::value::Serializer)?;
+        old.insert("msrs".into(), msrs);
+        Ok(value)
+    }
 }
 
 /// A vCPU that cannot go on here.
@@ -128,7 +152,7 @@ impl VcpuState {
             .map_err(failed("show a vCPU's events"))?;
         Ok(Self {
             mp_state: Raw(mp_state),
-            regs: Raw(regs),
+            registers: (&regs).into(),
             sregs: Raw(sregs),
             xsave: Raw(xsave),
             xcrs: Raw(xcrs),
@@ -163,7 +187,7 @@ impl VcpuState {
         self.restore_tsc_rate(vcpu)?;
         vcpu.set_mp_state(self.mp_state.0)
             .map_err(failed("take a vCPU's run state"))?;
-        vcpu.set_regs(&self.regs.0)
+        vcpu.set_regs(&(&self.registers).into())
             .map_err(failed("take registers"))?;
         vcpu.set_sregs(&self.sregs.0)
             .map_err(failed("take control registers"))?;

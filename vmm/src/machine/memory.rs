@@ -17,6 +17,7 @@ use crate::event::Event;
 use crate::instance::ApiCall;
 use crate::kvm::KvmError;
 use crate::memory::pagemap::{self, Wanted};
+use crate::memory::working_set;
 use crate::page_set::{PAGE_SIZE, PageSet};
 
 /// A rate that is being measured.
@@ -39,8 +40,10 @@ impl Machine {
             MemoryRequest::GetDirtyRate { .. } => {
                 return Err(Fault::new("The dirty rate cannot be told at once."));
             }
-            MemoryRequest::SaveWorkingSet { .. } => {
-                return Err(Fault::new("No working set."));
+            MemoryRequest::SaveWorkingSet { path } => {
+                let pages = working_set::save(&self.memory, path);
+                let pages = pages.map_err(|error| Fault::from_error(&error))?;
+                tracing::info!("working set: {pages} pages in {}", path.display());
             }
         }
         Ok(Answer::done())

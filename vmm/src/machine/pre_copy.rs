@@ -150,9 +150,11 @@ impl Machine {
             // Paused by us, so it can go on.
             let _ = self.resume();
         }
+        let pause = paused.elapsed();
+        self.telemetry.times.snapshot_pause = pause;
         tracing::info!(
             "snapshot: {passes} passes, then a pause of {} us",
-            paused.elapsed().as_micros()
+            pause.as_micros()
         );
         match state {
             Ok(state) => {

@@ -145,8 +145,15 @@ impl Sheet {
             sheet.open(group, keys);
         }
         sheet.set("logger", "missed_metrics_count", missed_metrics);
-        let [pause, resume] = [counts.times.pause, counts.times.resume].map(micros);
-        for (key, value) in [("pause_vm", pause), ("resume_vm", resume)] {
+        let times = &counts.times;
+        let all = [
+            ("pause_vm", times.pause),
+            ("resume_vm", times.resume),
+            ("full_create_snapshot", times.full_snapshot),
+            ("diff_create_snapshot", times.diff_snapshot),
+            ("load_snapshot", times.load_snapshot),
+        ];
+        for (key, value) in all.map(|(key, time)| (key, micros(time))) {
             sheet.set("latencies_us", key, value);
             sheet.set("latencies_us", &format!("vmm_{key}"), value);
         }

@@ -166,12 +166,25 @@ fn machine(text: &mut Text, counts: &Counts) {
     for (thread, time) in &counts.host.threads {
         text.value(name, &[("thread", thread)], time.as_secs_f64());
     }
-    let name = "brume_pause_seconds";
-    text.metric(name, "gauge", "How long the last pause took, in seconds.");
-    text.value(name, &[], counts.times.pause.as_secs_f64());
-    let name = "brume_resume_seconds";
-    text.metric(name, "gauge", "How long the last resume took, in seconds.");
-    text.value(name, &[], counts.times.resume.as_secs_f64());
+    let times = &counts.times;
+    let all = [
+        ("pause", "pause", times.pause),
+        ("resume", "resume", times.resume),
+        ("full_snapshot", "full snapshot", times.full_snapshot),
+        ("diff_snapshot", "diff snapshot", times.diff_snapshot),
+        ("load_snapshot", "load of a snapshot", times.load_snapshot),
+        (
+            "snapshot_pause",
+            "pause for a snapshot that was written while the guest ran",
+            times.snapshot_pause,
+        ),
+    ];
+    for (what, in_words, time) in all {
+        let name = format!("brume_{what}_seconds");
+        let help = format!("How long the last {in_words} took, in seconds.");
+        text.metric(&name, "gauge", &help);
+        text.value(&name, &[], time.as_secs_f64());
+    }
 }
 
 fn vcpus(text: &mut Text, counts: &Counts) {

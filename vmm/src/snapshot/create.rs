@@ -102,7 +102,7 @@ impl Writer {
         memory: &MachineMemory,
     ) -> Result<Self, CreateError> {
         Ok(Self {
-            state: NewFile::create(&request.snapshot_path)?,
+            state: NewFile::create_keeping(&request.snapshot_path)?,
             memory: MemoryOut::create(request, memory)?,
             mark: Mark::new().map_err(|error| CreateError::Mark(Box::new(error)))?,
         })
@@ -112,7 +112,7 @@ impl Writer {
     ///
     /// # Errors
     ///
-    /// The file does not take them.
+    /// The file does not take them, or nobody brings them.
     pub(crate) fn write(
         &self,
         memory: &MachineMemory,
@@ -121,6 +121,7 @@ impl Writer {
         let Some(out) = &self.memory else {
             return Ok(0);
         };
+        memory.fetch(pages)?;
         memory_file::write(memory, pages, out.file.file(), out.zeros).map_err(|source| {
             CreateError::Memory {
                 path: out.path.clone(),
@@ -157,8 +158,9 @@ impl Writer {
     ///
     /// # Errors
     ///
-    /// The guest has less memory than any.
+    /// The guest has less memory than any, or nobody brings the page.
     pub(crate) fn mark(&self, memory: &MachineMemory) -> Result<(), CreateError> {
+        memory.fetch(&Mark::page(memory.size))?;
         self.mark
             .write(&memory.guest)
             .map_err(|error| CreateError::Mark(Box::new(error)))

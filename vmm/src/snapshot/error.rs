@@ -14,7 +14,7 @@ use vm_memory::GuestMemoryError;
 use crate::build::BuildError;
 use crate::cpu::VcpuRestoreError;
 use crate::kvm::{KvmError, VmRestoreError};
-use crate::memory::MemoryError;
+use crate::memory::{MemoryError, UffdError, WorkingSetError};
 
 /// A snapshot that cannot be made.
 #[derive(Debug, Error)]
@@ -56,6 +56,9 @@ pub enum CreateError {
         /// Why.
         source: io::Error,
     },
+    /// The memory does not come from the program that serves it.
+    #[error("Cannot dump memory")]
+    Uffd(#[from] UffdError),
     /// The mark cannot be written.
     #[error("the snapshot cannot be marked")]
     Mark(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -101,6 +104,15 @@ pub enum LoadError {
     /// The memory cannot be mapped.
     #[error("Failed to load guest memory")]
     Memory(#[from] MemoryError),
+    /// The memory does not come from the program that is to serve it.
+    #[error("Failed to load guest memory: Error creating guest memory from uffd")]
+    Uffd(#[from] UffdError),
+    /// The pages that are to be read first are not known.
+    #[error("Failed to load guest memory")]
+    WorkingSet(#[from] WorkingSetError),
+    /// The pages that are to be read first cannot be read.
+    #[error("Failed to load guest memory: not all of it can be read in")]
+    Prefault(#[source] io::Error),
     /// The memory is that of another snapshot.
     #[error(
         "the memory in {} is not the one that was written with this state file, or a diff that was \

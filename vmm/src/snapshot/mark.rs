@@ -11,6 +11,8 @@ use brume_virtio::GuestMemory;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::page_set::{PAGE_SIZE, PageSet};
+
 /// Where the mark is in the page.
 const OFFSET: u64 = 2048;
 /// What begins it in memory.
@@ -25,6 +27,14 @@ fn place() -> GuestAddress {
 }
 
 impl Mark {
+    /// The page that has it, in a memory of `size` bytes.
+    pub(super) fn page(size: u64) -> PageSet {
+        let mut pages = PageSet::empty(size);
+        // It is in the first region, which a memory file begins with.
+        pages.insert(layout::VMGENID_PAGE / PAGE_SIZE);
+        pages
+    }
+
     /// A mark that no other snapshot has.
     ///
     /// # Errors

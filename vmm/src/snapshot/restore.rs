@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 
 use brume_api::config::{HugePages, VmConfig};
 use brume_api::{BackendType, LoadSnapshot};
-use brume_snapshot::StateFile;
+use brume_snapshot::{StateError, StateFile, left_behind};
 use brume_virtio::transport::RunningQueues;
 use kvm_ioctls::VcpuFd;
 
@@ -23,7 +23,8 @@ use crate::generation;
 use crate::instance::Description;
 use crate::kvm::{Vm, VmKvmState};
 use crate::machine::{MachineParts, Start};
-use crate::memory::{self, MachineMemory};
+use crate::memory::{self, MachineMemory, Pages, uffd, working_set};
+use crate::page_set::PageSet;
 
 impl MachineParts {
     /// Makes the machine that `request` names, paused; `description` becomes what it was made from,
@@ -34,42 +35,26 @@ impl MachineParts {
         options: BuildOptions,
         sender: &EventSender,
     ) -> Result<Self, LoadError> {
-        let saved = Saved::read(request)?;
-        let memory = saved.map_memory(request)?;
-        let own = &description.config;
-        let config = VmConfig {
-            logger: own.logger.clone(),
-            metrics: own.metrics.clone(),
-            serial: own.serial.clone(),
-            ..saved.config.clone()
+        let (saved, memory) = Saved::with_memory(request)?;
+        let working_set = request.working_set_path.as_deref();
+        let working_set = working_set.map(|path| working_set::load(path, memory.size));
+        let working_set = working_set.transpose()?;
+        let handler = memory.handler.clone();
+        let make = || {
+            saved.check_memory(&memory, request)?;
+            if let Some(pages) = working_set {
+                working_set::prefetch(&memory, pages);
+            }
+            saved.assemble(memory, description, request, options, sender)
         };
-        config.validate().map_err(BuildError::from)?;
-        description.config = config;
-        let outside = Outside {
-            console: options.console,
-            clock: options.clock,
+        let parts = match handler {
+            Some(handler) => handler.guard(make)?,
+            None => make()?,
         };
-        let assembly = Assembly::new(description, memory, outside, sender)?;
-        // From here on this is another machine than the one that was saved.
-        generation::renew(&assembly.memory.guest).map_err(BuildError::from)?;
-        let vcpus = saved.restore_vcpus(&assembly.vm)?;
-        let queues = saved.restore_rest(&assembly, request.clock_realtime)?;
-        let vcpus = (0..)
-            .zip(vcpus)
-            .map(|(index, vcpu)| {
-                let (vcpu, known) = vcpu;
-                VcpuHandle::spawn(index, vcpu, known, assembly.buses.clone(), sender.clone())
-            })
-            .collect::<Result<_, _>>()
-            .map_err(BuildError::from)?;
-        Ok(Self {
-            vcpus,
-            assembly,
-            start: Start::Restored {
-                queues,
-                resume: request.resume_vm,
-            },
-        })
+        if request.prefault {
+            prefault(&parts.assembly.memory)?;
+        }
+        Ok(parts)
     }
 }
 
@@ -85,13 +70,50 @@ struct Saved {
 }
 
 impl Saved {
-    /// Reads the state file of `request`.
+    /// Reads the state that `request` names, and maps the memory that was written with it.
+    ///
+    /// If they do not fit, the memory may have been replaced and the state not yet, by a process
+    /// that was killed then or is about to do it: its state is under another name, or is in its
+    /// place by now. Nothing is taken that has not the mark of the memory.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Saved::read`] and [`Saved::map_memory`].
+    fn with_memory(request: &LoadSnapshot) -> Result<(Self, MachineMemory), LoadError> {
+        let path = &request.snapshot_path;
+        if request.mem_backend.backend_type == BackendType::Uffd {
+            // A look at the memory has to wait until somebody watches whoever serves it.
+            let saved = Self::read(path, request)?;
+            let memory = saved.map_memory(request)?;
+            return Ok((saved, memory));
+        }
+        let pair = |state: &Path| {
+            let saved = Self::read(state, request)?;
+            let memory = saved.map_memory(request)?;
+            saved.check_memory(&memory, request)?;
+            Ok((saved, memory))
+        };
+        let refused = match pair(path) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let others = left_behind(path);
+        let mut others = others.iter().chain([path]);
+        others.find_map(|state| pair(state).ok()).ok_or(refused)
+    }
+
+    /// Reads a state file for `request`.
     ///
     /// # Errors
     ///
     /// It is not whole, not for this version, or not for what the request wants to change.
-    fn read(request: &LoadSnapshot) -> Result<Self, LoadError> {
-        let mut file = StateFile::read(&request.snapshot_path)?;
+    fn read(path: &Path, request: &LoadSnapshot) -> Result<Self, LoadError> {
+        let saved = Self::of(StateFile::read(path)?)?;
+        saved.check()?;
+        saved.with_overrides(request)
+    }
+
+    fn of(mut file: StateFile) -> Result<Self, StateError> {
         let machine: MachineSection = file.take(0)?;
         let saved = Self {
             config: machine.config,
@@ -102,8 +124,7 @@ impl Saved {
             virtio: file.take_all()?,
         };
         file.finish()?;
-        saved.check()?;
-        saved.with_overrides(request)
+        Ok(saved)
     }
 
     fn check(&self) -> Result<(), LoadError> {
@@ -153,7 +174,7 @@ impl Saved {
     ///
     /// # Errors
     ///
-    /// It is missing, or not the one that was written with the state.
+    /// It is missing, or nobody serves it.
     fn map_memory(&self, request: &LoadSnapshot) -> Result<MachineMemory, LoadError> {
         let path = &request.mem_backend.backend_path;
         let size = self.memory.size;
@@ -165,12 +186,70 @@ impl Saved {
                     pages => memory::read_file(size, &file, pages)?,
                 }
             }
-            BackendType::Uffd => return Err(LoadError::Contradiction("uffd".into())),
+            BackendType::Uffd => {
+                let pages = self.config.machine_config.huge_pages;
+                uffd::map_served(size, pages, path)?
+            }
         };
-        if !self.memory.mark.is_in(&memory.guest)? {
-            return Err(LoadError::OtherMemory { path: path.clone() });
-        }
         Ok(memory)
+    }
+
+    /// Sees to it that `memory` is the one that was written with the state.
+    fn check_memory(
+        &self,
+        memory: &MachineMemory,
+        request: &LoadSnapshot,
+    ) -> Result<(), LoadError> {
+        if self.memory.mark.is_in(&memory.guest)? {
+            return Ok(());
+        }
+        let path = request.mem_backend.backend_path.clone();
+        Err(LoadError::OtherMemory { path })
+    }
+
+    /// Puts a machine in that state around `memory`.
+    fn assemble(
+        self,
+        memory: MachineMemory,
+        description: &mut Description,
+        request: &LoadSnapshot,
+        options: BuildOptions,
+        sender: &EventSender,
+    ) -> Result<MachineParts, LoadError> {
+        let own = &description.config;
+        let config = VmConfig {
+            logger: own.logger.clone(),
+            metrics: own.metrics.clone(),
+            serial: own.serial.clone(),
+            ..self.config.clone()
+        };
+        config.validate().map_err(BuildError::from)?;
+        description.config = config;
+        let outside = Outside {
+            console: options.console,
+            clock: options.clock,
+        };
+        let assembly = Assembly::new(description, memory, outside, sender)?;
+        // From here on this is another machine than the one that was saved.
+        generation::renew(&assembly.memory.guest).map_err(BuildError::from)?;
+        let vcpus = self.restore_vcpus(&assembly.vm)?;
+        let queues = self.restore_rest(&assembly, request.clock_realtime)?;
+        let vcpus = (0..)
+            .zip(vcpus)
+            .map(|(index, vcpu)| {
+                let (vcpu, known) = vcpu;
+                VcpuHandle::spawn(index, vcpu, known, assembly.buses.clone(), sender.clone())
+            })
+            .collect::<Result<_, _>>()
+            .map_err(BuildError::from)?;
+        Ok(MachineParts {
+            vcpus,
+            assembly,
+            start: Start::Restored {
+                queues,
+                resume: request.resume_vm,
+            },
+        })
     }
 
     /// Makes the vCPUs, each in its state.
@@ -223,6 +302,16 @@ impl Saved {
     }
 }
 
+/// Reads all of the memory in.
+fn prefault(memory: &MachineMemory) -> Result<(), LoadError> {
+    let all = PageSet::full(memory.size);
+    if memory.handler.is_some() {
+        return Ok(memory.fetch(&all)?);
+    }
+    let pages = Pages::of(memory);
+    pages.read_in(&all, || true).map_err(LoadError::Prefault)
+}
+
 /// Opens a memory file, and nothing that is not one.
 fn open(path: &Path) -> Result<File, LoadError> {
     let open = || {
@@ -238,4 +327,104 @@ fn open(path: &Path) -> Result<File, LoadError> {
         path: path.into(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use brume_snapshot::{Saved as Section, StateWriter};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The same machine, written by each version that there was.
+    const GOLDEN: [&[u8]; 2] = [
+        include_bytes!("../../testdata/state-1"),
+        include_bytes!("../../testdata/state-2"),
+    ];
+
+    fn all<T: Section>(file: &mut StateFile, writer: &mut StateWriter) {
+        let sections: Vec<T> = file.take_all().unwrap();
+        for (id, section) in (0..).zip(&sections) {
+            writer.push(id, section).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_of_every_version_are_read() {
+        for golden in GOLDEN {
+            let saved = Saved::of(StateFile::parse(golden).unwrap()).unwrap();
+            saved.check().unwrap();
+            assert_eq!(saved.vcpus.len(), 2);
+            let names: Vec<_> = saved.virtio.iter().map(|device| &device.name).collect();
+            assert_eq!(names, ["disk", "balloon", "vsock", "entropy"]);
+        }
+    }
+
+    #[test]
+    fn the_present_form_is_written_as_it_was() {
+        let [.., newest] = GOLDEN;
+        let mut file = StateFile::parse(newest).unwrap();
+        let mut writer = StateWriter::new();
+        all::<MachineSection>(&mut file, &mut writer);
+        all::<MemorySection>(&mut file, &mut writer);
+        all::<VmKvmState>(&mut file, &mut writer);
+        all::<VcpuState>(&mut file, &mut writer);
+        all::<ChipsetState>(&mut file, &mut writer);
+        all::<VirtioSection>(&mut file, &mut writer);
+        file.finish().unwrap();
+        assert!(
+            writer.finish() == newest,
+            "a section's form has changed: raise its version"
+        );
+    }
+
+    #[test]
+    fn registers_of_the_first_version_become_those_of_the_second() {
+        let [first, ..] = GOLDEN;
+        let of_first = |section: &&brume_snapshot::Section| section.kind() == "vcpu";
+        let file = StateFile::parse(first).unwrap();
+        let old = file.sections().find(of_first).unwrap().content().unwrap();
+        let new = VcpuState::upgrade(1, old.clone()).unwrap();
+        // `struct kvm_regs` begins with RAX and ends with RIP and RFLAGS.
+        let regs = old["regs"].as_str().unwrap();
+        let word = |at: usize| {
+            let bytes = (0..8).map(|byte| {
+                let digits = &regs[2 * (at + byte)..][..2];
+                u64::from_str_radix(digits, 16).unwrap() << (8 * byte)
+            });
+            json!(format!("{:#x}", bytes.sum::<u64>()))
+        };
+        assert_eq!(new["registers"]["rax"], word(0));
+        assert_eq!(new["registers"]["rip"], word(128));
+        assert_eq!(new["registers"]["rflags"], word(136));
+        let tsc = old["msrs"]["16"].as_u64().unwrap();
+        assert_eq!(new["msrs"]["0x10"], json!(format!("{tsc:#x}")));
+        assert!(VcpuState::upgrade(1, Value::Null).is_err());
+        assert!(VcpuState::upgrade(0, old).is_err());
+    }
+
+    #[test]
+    fn overrides_of_what_is_not_there_are_refused_by_name() {
+        let request = |body: LoadSnapshot| {
+            let [.., newest] = GOLDEN;
+            let saved = Saved::of(StateFile::parse(newest).unwrap()).unwrap();
+            saved.with_overrides(&body).err().unwrap().to_string()
+        };
+        let text = request(LoadSnapshot {
+            network_overrides: vec![brume_api::NetworkOverride {
+                iface_id: "eth7".into(),
+                host_dev_name: "tap0".into(),
+            }],
+            ..LoadSnapshot::default()
+        });
+        assert!(text.contains("Unknown Network Device \"eth7\""), "{text}");
+        let text = request(LoadSnapshot {
+            drive_overrides: vec![brume_api::DriveOverride {
+                drive_id: "other".into(),
+                path_on_host: "/x".into(),
+            }],
+            ..LoadSnapshot::default()
+        });
+        assert!(text.contains("no drive \"other\""), "{text}");
+    }
 }

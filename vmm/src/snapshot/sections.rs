@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::mark::Mark;
 use crate::chipset::ChipsetState;
-use crate::cpu::VcpuState;
 use crate::kvm::VmKvmState;
 
 /// What the machine is made of.
@@ -45,11 +44,6 @@ impl Saved for MemorySection {
 
 impl Saved for VmKvmState {
     const KIND: &'static str = "kvm";
-    const VERSION: u32 = 1;
-}
-
-impl Saved for VcpuState {
-    const KIND: &'static str = "vcpu";
     const VERSION: u32 = 1;
 }
 

@@ -4,6 +4,15 @@
 use super::*;
 use crate::testing::machine::{FREE, Machine};
 
+/// Without a lock: a program that a test beside this one starts has all open files for a moment,
+/// and with them the lock of an image that was closed here.
+fn config(path: &Path, engine: Engine) -> BlockConfig {
+    BlockConfig {
+        lock: false,
+        ..super::config(path, engine)
+    }
+}
+
 fn ops(size: u64) -> LimiterUpdate {
     LimiterUpdate {
         ops: BucketUpdate::Set(BucketLimits {

@@ -183,6 +183,45 @@ fn a_pair_is_two_files_in_either_one_or_two_folders() {
 }
 
 #[test]
+fn between_the_two_names_the_new_state_is_there() {
+    let folder = Folder::new();
+    let [memory, state] = ["memory", "state"].map(|name| folder.path(name));
+    let state_of = |content| {
+        let new = NewFile::create_keeping(&state).unwrap();
+        new.file().write_all(content).unwrap();
+        new
+    };
+    commit_pair(begin(&memory, "old"), state_of(b"old")).unwrap();
+    // The steps of `commit_pair` up to the moment between the names, and then a crash: the names
+    // stay as they are, and nobody holds the locks.
+    let (mut first, mut second) = (begin(&memory, "new"), state_of(b"new"));
+    first.sync().unwrap();
+    second.sync().unwrap();
+    first.rename().unwrap();
+    let left = second.temporary.take().unwrap();
+    drop((first, second));
+    let both = || (text(&memory), text(&state), left_behind(&state));
+    let torn = ("new".to_owned(), "old".to_owned(), vec![left.clone()]);
+    assert_eq!(both(), torn);
+    // A later attempt that comes to nothing takes nothing away.
+    let (third, fourth) = (begin(&memory, "third"), state_of(b"third"));
+    assert_eq!(left_behind(&state).len(), 2);
+    drop((third, fourth));
+    assert_eq!(both(), torn);
+    assert_eq!(text(&left), "new");
+    symlink("state", folder.path("link")).unwrap();
+    assert_eq!(left_behind(&folder.path("link")), [left]);
+    fs::remove_file(folder.path("link")).unwrap();
+    // One that succeeds does.
+    commit_pair(begin(&memory, "third"), state_of(b"third")).unwrap();
+    assert_eq!(folder.names(), ["memory", "state"]);
+    assert_eq!(
+        left_behind(&folder.path("none/state")),
+        Vec::<PathBuf>::new()
+    );
+}
+
+#[test]
 fn a_target_that_cannot_be_replaced_stays() {
     let folder = Folder::new();
     let path = folder.path("state");
@@ -207,7 +246,7 @@ fn child_writes() {
         std::process::exit(error.raw_os_error().unwrap_or(0));
     }
     println!("written");
-    std::thread::sleep(std::time::Duration::from_secs(60));
+    thread::sleep(std::time::Duration::from_secs(60));
 }
 
 /// Runs `child_writes` from a shell that has run `before`.
