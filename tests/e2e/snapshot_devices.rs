@@ -2,7 +2,6 @@
 //! Devices saved and restored in the middle of their work, with the bare guest.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -318,26 +317,23 @@ fn a_socket_that_listens_does_so_in_the_restored_machine() {
     api.start_bare(args, &[small(false), ("/vsock", vsock)]);
     api.vm.wait_for("bare: vsock-listen ready cid=7", SOON);
     let mut machine = Live { api };
-    let mut stream = connect(&path("first"), 52);
-    echo(&mut stream, 100_000);
-    for name in ["second", "third"] {
+    let mut socket = path("first");
+    for name in ["second", "third", "fourth"] {
+        echo(&mut connect(&socket, 52), 100_000);
+        // Its driver knows nothing of a transport that is reset, so it has to see the end itself;
+        // what becomes of open streams is Linux's to show.
+        thread::sleep(Duration::from_millis(200));
         let snapshot = Snapshot::named(folder.path(), name);
         machine.pause();
         machine.save("Full", &snapshot);
-        let other = json!({"vsock_override": {"uds_path": path(name)}});
+        socket = path(name);
+        let other = json!({"vsock_override": {"uds_path": socket}});
         machine = Live::restored(&snapshot, &other);
-        // The streams of the machine that was saved are not this one's.
-        assert!(stream_has_ended(&stream));
-        stream = connect(&path(name), 52);
-        echo(&mut stream, 100_000);
-        echo(&mut connect(&path(name), 52), 3000);
+        let streams = [(); 3].map(|()| connect(&socket, 52));
+        for (number, mut stream) in (1..).zip(streams) {
+            echo(&mut stream, 50_000 * number);
+        }
     }
-}
-
-fn stream_has_ended(mut stream: &UnixStream) -> bool {
-    use std::io::Read;
-    let mut rest = Vec::new();
-    stream.read_to_end(&mut rest).is_ok() && rest.is_empty()
 }
 
 #[test]

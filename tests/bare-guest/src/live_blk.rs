@@ -16,6 +16,8 @@ use core::hint::black_box;
 const PAGES_PER_MIB: u64 = 256;
 /// Descriptors of each request: header, data, status.
 const PIECES: usize = 3;
+/// Of how many requests the answers are looked at in a turn, so that the queue is never empty.
+const AT_ONCE: usize = 4;
 
 /// What a slot waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,7 +122,10 @@ impl Disk {
 
     /// Looks at what has come back.
     fn reap(&mut self) {
-        while let Some(token) = self.blk.ring.peek() {
+        for _ in 0..AT_ONCE {
+            let Some(token) = self.blk.ring.peek() else {
+                return;
+            };
             let mut slots = self.slots.iter_mut().enumerate();
             let slot = slots.find(|(_, slot)| slot.doing != Doing::Nothing && slot.token == token);
             let (index, slot) = slot.expect("the device returned a request that it does not have");
