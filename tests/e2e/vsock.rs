@@ -37,7 +37,7 @@ fn start(folder: &Path, socket: &Path, args: &str) -> Vm {
 }
 
 /// Connects to a port of the guest.
-fn connect(socket: &Path, port: u32) -> UnixStream {
+pub(crate) fn connect(socket: &Path, port: u32) -> UnixStream {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream.set_write_timeout(Some(SOON)).unwrap();
@@ -55,7 +55,7 @@ fn connect(socket: &Path, port: u32) -> UnixStream {
 }
 
 /// Sends `len` bytes and checks that they come back.
-fn echo(stream: &mut UnixStream, len: usize) {
+pub(crate) fn echo(stream: &mut UnixStream, len: usize) {
     let data: Vec<u8> = (0..len).map(|at| (at * 7 + at / 251) as u8).collect();
     let mut writer = stream.try_clone().unwrap();
     let sent = data.clone();

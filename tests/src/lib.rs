@@ -29,6 +29,7 @@ pub mod forge;
 pub mod frame;
 pub mod host;
 pub mod live;
+pub mod memory_files;
 pub mod netns;
 #[allow(clippy::indexing_slicing, reason = "lengths are the tests'")]
 #[path = "../bare-guest/src/pattern.rs"]

@@ -286,6 +286,7 @@ fn free_huge_pages() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::bitmap::Bitmap;
     use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
@@ -309,6 +310,23 @@ mod tests {
             .split_whitespace()
             .map(str::to_owned)
             .collect()
+    }
+
+    #[test]
+    fn what_is_written_here_is_noted() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE).unwrap();
+        for guest in [
+            map(SIZE, HugePages::None).unwrap(),
+            map_file(SIZE, file).unwrap().guest,
+        ] {
+            guest.write_obj(1_u8, GuestAddress(SIZE - 1)).unwrap();
+            let noted = |at| {
+                let region: &MmapRegion<AtomicBitmap> = guest.iter().next().unwrap();
+                region.bitmap().dirty_at(at)
+            };
+            assert!(noted(SIZE as usize - 1) && !noted(0));
+        }
     }
 
     #[test]

@@ -48,7 +48,8 @@ bool run_step(const char *text);
 // Runs the steps of a list with commas between.
 void run_steps(const char *list);
 
-// --- machine.c, memory.c, disk.c, net.c, mmds.c, console.c, power.c: the steps -------
+// --- machine.c, memory.c, disk.c, net.c, mmds.c, console.c, power.c,
+//     witness.c: the steps -------
 
 bool step_hello(const char *argument);
 bool step_cpus(const char *argument);
@@ -61,6 +62,7 @@ bool step_net(const char *argument);
 bool step_ping(const char *argument);
 bool step_pinged(const char *argument);
 bool step_mmds(const char *argument);
+bool step_witness(const char *argument);
 bool step_serve(const char *argument);
 bool step_echo(const char *argument);
 bool step_rng(const char *argument);
@@ -68,6 +70,10 @@ bool step_panic(const char *argument);
 bool step_poweroff(const char *argument);
 bool step_reboot(const char *argument);
 bool step_halt(const char *argument);
+
+// Asks the metadata service for a value with the token that is there, if any, then with a new one,
+// which is left in its place; the statuses of both answers, 0 where there was none.
+void mmds_session(const char *address, const char *path, char *token, size_t size, int *before, int *after);
 
 // --- shell.c ----------------------------------------------------------------
 

@@ -13,6 +13,7 @@
 
 #define ANSWER_MAX (1 << 20)
 #define TIMEOUT_S 20
+#define TOKEN_REQUEST "PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 3600\r\n\r\n"
 
 struct answer {
 	int status;
@@ -77,8 +78,7 @@ static bool fetch(int connection, const char *path)
 	snprintf(request, sizeof(request), "GET /%s HTTP/1.1\r\n\r\n", path);
 	if (!ask(connection, request, &refused))
 		return step_failed_errno("mmds", "no answer without a token");
-	if (!ask(connection, "PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n",
-		 &issued))
+	if (!ask(connection, TOKEN_REQUEST, &issued))
 		return step_failed_errno("mmds", "no answer to the wish for a token");
 	snprintf(token, sizeof(token), "%.*s", (int)issued.length, issued.body);
 	snprintf(request, sizeof(request),
@@ -88,6 +88,33 @@ static bool fetch(int connection, const char *path)
 	return step_ok("mmds", "without=%d token=%d status=%d bytes=%zu fnv=%016llx", refused.status,
 		       issued.status, value.status, value.length,
 		       (unsigned long long)fnv1a(FNV_START, value.body, value.length));
+}
+
+static int get_with(int connection, const char *path, const char *token)
+{
+	char request[1024];
+	struct answer value;
+
+	snprintf(request, sizeof(request),
+		 "GET /%s HTTP/1.1\r\nAccept: application/json\r\nX-metadata-token: %s\r\n\r\n", path, token);
+	return ask(connection, request, &value) ? value.status : 0;
+}
+
+void mmds_session(const char *address, const char *path, char *token, size_t size, int *before, int *after)
+{
+	int connection = connect_to(address);
+	struct answer issued;
+
+	*before = *after = 0;
+	if (connection < 0)
+		return;
+	if (*token)
+		*before = get_with(connection, path, token);
+	if (ask(connection, TOKEN_REQUEST, &issued) && issued.status == 200) {
+		snprintf(token, size, "%.*s", (int)issued.length, issued.body);
+		*after = get_with(connection, path, token);
+	}
+	close(connection);
 }
 
 bool step_mmds(const char *argument)

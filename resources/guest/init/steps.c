@@ -19,6 +19,7 @@ const struct step steps[] = {
 	{ "pinged", step_pinged, "=COUNT: wait for that many echo requests" },
 	{ "mmds", step_mmds, "=A.B.C.D/PATH: a value of the metadata service" },
 	{ "serve", step_serve, "=SECONDS: stay up" },
+	{ "witness", step_witness, "count, write and answer until told to quit" },
 	{ "rng", step_rng, "bytes from the hardware generator" },
 	{ "echo", step_echo, "a line from the console, back to it" },
 	{ "panic", step_panic, "crash the kernel" },

@@ -33,6 +33,7 @@ mod hostile_queue;
 mod hostile_regs;
 mod libc;
 mod live;
+mod live_blk;
 mod memory;
 mod mmio;
 mod net;

@@ -5,7 +5,7 @@ use crate::boot_info::{self, BootInfo};
 use crate::console::{self, say};
 use crate::{
     balloon_check, blk_bench, blk_cases, blk_check, blk_live, clock, generation, hostile, live,
-    memory, mmio, net_bench, net_check, params, pattern, rng_check, vsock,
+    live_blk, memory, mmio, net_bench, net_check, params, pattern, rng_check, vsock,
 };
 
 /// Mask registers of the two 8259s.
@@ -50,6 +50,7 @@ fn run_one(step: &str, boot: &BootInfo) {
         "hostile-blk" => hostile::run_blk(),
         "hostile-net" => hostile::run_net(),
         "live" => live::run(boot),
+        "live-blk" => live_blk::run(boot),
         "mem-check" => mem_check(boot),
         "fault" => fault(),
         "panic" => panicked(),

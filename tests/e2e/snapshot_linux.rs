@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Linux at work, saved and restored generation after generation: it must not notice.
+//!
+//! A boot takes long where kernel code is emulated, so all of this shares one. The guest runs its
+//! step `witness`, which see in `resources/guest/README.md`.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use brume_tests::api::{ApiVm, eventually};
+use brume_tests::live::Snapshot;
+use brume_tests::memory_files::{assert_same_memory, merge};
+use brume_tests::netns::NetNs;
+use brume_tests::vm::{LINUX, SOON, brume, output_of};
+use brume_tests::{artefacts, linux_slot};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const GUEST: &str = "169.254.1.2:7070";
+const REFORKED: &str = "random: crng reseeded due to virtual machine fork";
+/// The address on the host's side, which goes from TAP to TAP with the MAC.
+const TAP_UP: &str = "ip addr add 169.254.1.1/16 dev $tap; ip link set $tap up";
+
+/// How a generation is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Full,
+    /// The diff alone, merged by `brume rebase`, and compared with a full one of the same instant.
+    Diff,
+    /// The diff into a copy of the snapshot before.
+    DiffOnto,
+    /// As `Diff`, while the machine runs.
+    PreCopied,
+}
+
+const WAYS: [Way; 10] = [
+    Way::Full,
+    Way::Diff,
+    Way::PreCopied,
+    Way::DiffOnto,
+    Way::Full,
+    Way::Diff,
+    Way::Diff,
+    Way::PreCopied,
+    Way::PreCopied,
+    Way::DiffOnto,
+];
+
+/// What the guest says of itself.
+#[derive(Debug)]
+struct Status {
+    words: HashMap<String, String>,
+    /// By how much its clock is behind the host's.
+    behind: Duration,
+}
+
+impl Status {
+    fn parse(text: &str) -> Self {
+        let words = text.split_whitespace().filter_map(|w| w.split_once('='));
+        let words: HashMap<_, _> = words.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let mut status = Self {
+            words,
+            behind: Duration::ZERO,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let guest = Duration::from_millis(status.number("real_ms"));
+        status.behind = now.saturating_sub(guest);
+        status
+    }
+
+    #[track_caller]
+    fn number(&self, key: &str) -> u64 {
+        let word = self.words.get(key).unwrap_or_else(|| panic!("{self:?}"));
+        word.parse().unwrap()
+    }
+
+    /// Checks that the machine has gone on from `before`, with its memory as it should be.
+    #[track_caller]
+    fn assert_after(&self, before: &Self) {
+        for key in ["turns", "writes", "up_ms", "busy"] {
+            let (now, then) = (self.number(key), before.number(key));
+            assert!(now > then, "{key}: {before:?} {self:?}");
+        }
+        assert!(self.number("records") >= before.number("records"));
+        assert_eq!(self.number("bad"), 0, "{self:?}");
+        // It was not started anew, nor has it lost more time than a busy host takes.
+        let up = self.number("up_ms") - before.number("up_ms");
+        assert!(up < 300_000, "{before:?} {self:?}");
+    }
+}
+
+/// All around the machine that outlives each of its processes.
+struct Surroundings {
+    network: NetNs,
+    folder: TempDir,
+    socket: UdpSocket,
+    disk: PathBuf,
+    /// Questions asked over the network.
+    asked: Cell<u64>,
+}
+
+impl Surroundings {
+    fn new() -> Self {
+        let network = NetNs::new();
+        for (tap, state) in [("tap0", TAP_UP), ("tap1", "true")] {
+            let mac = "02:00:00:00:00:01";
+            network.sh(&format!(
+                "tap={tap}; ip tuntap add $tap mode tap vnet_hdr; \
+                 ip link set $tap address {mac}; {state}"
+            ));
+        }
+        let socket = thread::scope(|scope| {
+            let bind = || {
+                network.enter();
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket
+                    .set_read_timeout(Some(Duration::from_secs(2)))
+                    .unwrap();
+                socket
+            };
+            scope.spawn(bind).join().unwrap()
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("disk.ext4");
+        fs::copy(artefacts::rootfs(), &disk).unwrap();
+        Self {
+            network,
+            folder,
+            socket,
+            disk,
+            asked: Cell::new(0),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// brume, in the namespace.
+    fn process(&self) -> ApiVm {
+        ApiVm::start_with(brume(), |command| self.network.wrap(&command))
+    }
+
+    fn use_second_tap(&self) {
+        self.network.sh(&format!(
+            "ip addr flush dev tap0; ip link set tap0 down; tap=tap1; {TAP_UP}"
+        ));
+    }
+
+    /// Boots Linux with one of every device, and waits for its witness.
+    fn boot(&self) -> Machine<'_> {
+        let api = self.process();
+        let args = "brume.ip=169.254.1.2/16 brume.do=net,witness,poweroff";
+        let args = format!("{} quiet {args}", artefacts::linux_args());
+        let boot = json!({
+            "kernel_image_path": artefacts::vmlinux(), "initrd_path": artefacts::initramfs(),
+            "boot_args": args,
+        });
+        let vsock = self.path("first.sock");
+        for (path, body) in [
+            ("/boot-source", boot),
+            (
+                "/machine-config",
+                json!({"vcpu_count": 2, "mem_size_mib": 64, "track_dirty_pages": true}),
+            ),
+            (
+                "/drives/d",
+                json!({"drive_id": "d", "is_root_device": false, "path_on_host": self.disk}),
+            ),
+            (
+                "/network-interfaces/eth0",
+                json!({"iface_id": "eth0", "host_dev_name": "tap0"}),
+            ),
+            ("/vsock", json!({"guest_cid": 7, "uds_path": vsock})),
+            (
+                "/balloon",
+                json!({"amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1}),
+            ),
+            ("/entropy", json!({})),
+            (
+                "/mmds/config",
+                json!({
+                    "version": "V2", "network_interfaces": ["eth0"],
+                    "ipv4_address": "169.254.170.2",
+                }),
+            ),
+            ("/mmds", json!({"value": "v"})),
+            ("/actions", json!({"action_type": "InstanceStart"})),
+        ] {
+            api.done("PUT", path, &body);
+        }
+        api.vm.wait_for("brume-guest: witness note ready", LINUX);
+        Machine {
+            api,
+            vsock,
+            around: self,
+        }
+    }
+
+    /// Restores `snapshot` in a process of its own.
+    fn restore(&self, snapshot: &Snapshot, name: &str, extra: &Value) -> Machine<'_> {
+        let api = self.process();
+        let vsock = self.path(&format!("{name}.sock"));
+        let mut body = json!({
+            "track_dirty_pages": true, "vsock_override": {"uds_path": vsock},
+        });
+        let members = extra.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(members);
+        api.done("PUT", "/snapshot/load", &snapshot.load_request(&body));
+        Machine {
+            api,
+            vsock,
+            around: self,
+        }
+    }
+}
+
+/// One process of the machine.
+struct Machine<'a> {
+    api: ApiVm,
+    vsock: PathBuf,
+    around: &'a Surroundings,
+}
+
+impl Machine<'_> {
+    /// Asks over the network.
+    #[track_caller]
+    fn ask(&self, request: &str) -> String {
+        let socket = &self.around.socket;
+        let number = self.around.asked.get() + 1;
+        self.around.asked.set(number);
+        // An answer begins with the request; what is late of another is none.
+        let request = format!("{request}{number}");
+        let mut bytes = [0; 1024];
+        let start = Instant::now();
+        while start.elapsed() < SOON {
+            // A host without a neighbour says so.
+            let _ = socket.send_to(request.as_bytes(), GUEST);
+            while let Ok(count) = socket.recv(&mut bytes) {
+                let answer = String::from_utf8(bytes[..count].to_vec()).unwrap();
+                match answer.split_once(' ') {
+                    Some((asked, answer)) if asked == request => return answer.to_owned(),
+                    _ => {}
+                }
+            }
+        }
+        panic!("no answer; the console:\n{}", self.api.vm.stdout());
+    }
+
+    #[track_caller]
+    fn status(&self) -> Status {
+        Status::parse(&self.ask("?"))
+    }
+
+    /// Asks on the console.
+    #[track_caller]
+    fn type_in(&mut self, request: &str) -> String {
+        let before = self.api.vm.stdout().len();
+        self.api.vm.send(format!("{request}\n").as_bytes());
+        let start = "brume-guest: witness note ";
+        self.api.vm.line_after(before, start, SOON)
+    }
+
+    /// A stream to the guest's socket.
+    #[track_caller]
+    fn stream(&self) -> BufReader<UnixStream> {
+        let mut stream = UnixStream::connect(&self.vsock).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(b"CONNECT 7070\n").unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        assert!(line.starts_with("OK "), "{line}");
+        stream
+    }
+
+    /// The statuses of the metadata service with the token that the guest had and with a new one.
+    #[track_caller]
+    fn assert_metadata(&self, expected: &str) {
+        assert_eq!(self.ask("m"), format!("mmds {expected}"));
+    }
+
+    #[track_caller]
+    fn set_balloon(&self, mib: u64) {
+        self.api
+            .done("PATCH", "/balloon", &json!({"amount_mib": mib}));
+    }
+
+    #[track_caller]
+    fn wait_for_balloon(&self, mib: u64) {
+        eventually("the balloon is as large as it should be", || {
+            self.api.get("/balloon/statistics")["actual_mib"] == mib
+        });
+    }
+
+    fn pause(&self) {
+        self.api.done("PATCH", "/vm", &json!({"state": "Paused"}));
+    }
+
+    fn create(&self, body: &Value) {
+        self.api.done("PUT", "/snapshot/create", body);
+    }
+
+    /// Saves the machine as `name`, after the snapshot `base`.
+    fn save(&self, way: Way, name: &str, base: Option<&Snapshot>) -> Snapshot {
+        let snapshot = Snapshot::named(self.around.folder.path(), name);
+        let Some(base) = base.filter(|_| way != Way::Full) else {
+            self.pause();
+            self.create(&snapshot.create_request("Full"));
+            return snapshot;
+        };
+        if way == Way::DiffOnto {
+            self.pause();
+            fs::copy(&base.memory, &snapshot.memory).unwrap();
+            self.create(&snapshot.create_request("Diff"));
+            return snapshot;
+        }
+        let mut diff = snapshot.clone();
+        diff.memory = self.around.path(&format!("{name}.diff"));
+        let mut request = diff.create_request("Diff");
+        if way == Way::PreCopied {
+            // The machine goes on afterwards, and must not leave what was saved behind on its disk.
+            assert!(self.ask("r").starts_with("rests"));
+            request["pre_copy"] = true.into();
+        } else {
+            self.pause();
+        }
+        self.create(&request);
+        merge(&base.memory, &diff.memory, &snapshot.memory);
+        if way == Way::Diff {
+            let full = Snapshot::named(self.around.folder.path(), "compared");
+            self.create(&full.create_request("Full"));
+            assert_same_memory(&snapshot.memory, &full.memory);
+            fs::remove_file(full.memory).unwrap();
+        }
+        fs::remove_file(diff.memory).unwrap();
+        snapshot
+    }
+}
+
+/// Checks that the journal on the disk holds so many records, each once and in its order.
+fn assert_journal(disk: &Path, records: u64) {
+    let program = if Path::new("/sbin/debugfs").exists() {
+        "/sbin/debugfs"
+    } else {
+        "debugfs"
+    };
+    let text = output_of(program, &["-R", "cat /journal", disk.to_str().unwrap()]);
+    let mut turns = 0;
+    let mut count = 0;
+    for line in text.lines() {
+        let (record, turn) = line.split_once(' ').unwrap();
+        assert_eq!(record.parse(), Ok(count), "{line}");
+        let turn: u64 = turn.parse().unwrap();
+        assert!(turn > turns, "{line} after turn {turns}");
+        turns = turn;
+        count += 1;
+    }
+    assert_eq!(count, records);
+}
+
+#[test]
+fn linux_does_not_notice_ten_generations() {
+    let _slot = linux_slot(2);
+    let around = Surroundings::new();
+    let start = Instant::now();
+    let mut machine = around.boot();
+    eprintln!("booted {:?}", start.elapsed());
+    machine.assert_metadata("before=0 after=200");
+    machine.assert_metadata("before=200 after=200");
+    let mut base: Option<Snapshot> = None;
+    for (number, way) in (1..).zip(WAYS) {
+        let name = number.to_string();
+        let stream = machine.stream();
+        match number {
+            // Saved while it is being filled.
+            2 => machine.set_balloon(12),
+            5 => machine.set_balloon(0),
+            _ => {}
+        }
+        let before = machine.status();
+        let saved = machine.save(way, &name, base.as_ref());
+        // No other has any of its files.
+        drop((machine, stream));
+        let asleep = Duration::from_secs(if number == 4 { 2 } else { 0 });
+        thread::sleep(asleep);
+        let mut extra = json!({"clock_realtime": number % 2 == 0});
+        if number >= 3 {
+            if number == 3 {
+                around.use_second_tap();
+            }
+            if number == 3 {
+                extra["network_overrides"] = json!([{"iface_id": "eth0", "host_dev_name": "tap1"}]);
+            }
+        }
+        machine = around.restore(&saved, &name, &extra);
+        machine.api.vm.wait_for(REFORKED, SOON);
+        assert!(machine.ask("g").starts_with("goes"));
+        let after = machine.status();
+        after.assert_after(&before);
+        eventually("the guest has lost the stream", || {
+            machine.status().number("resets") == number
+        });
+        let mut stream = machine.stream();
+        stream.get_mut().write_all(b"?").unwrap();
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        assert_eq!(Status::parse(&line).number("streams"), 2 * number);
+        drop(stream);
+        Status::parse(&machine.type_in("?")).assert_after(&after);
+        eprintln!(
+            "{:?} {number} {way:?} before {before:?} after {after:?}",
+            start.elapsed()
+        );
+        match number {
+            2 => machine.wait_for_balloon(12),
+            5 => machine.wait_for_balloon(0),
+            _ => {}
+        }
+        if let Some(base) = base.replace(saved) {
+            fs::remove_file(base.memory).unwrap();
+        }
+    }
+    drop(machine);
+    let last = base.unwrap();
+    let copy = around.path("copy.ext4");
+    fs::copy(&around.disk, &copy).unwrap();
+    let other = json!({"drive_overrides": [{"drive_id": "d", "path_on_host": copy}]});
+    let random = |name, extra: &Value| {
+        let mut machine = around.restore(&last, name, extra);
+        machine.api.vm.wait_for(REFORKED, SOON);
+        let status = Status::parse(&machine.type_in("?"));
+        (machine, status.words["random"].clone())
+    };
+    let (clone, first) = random("clone", &other);
+    drop(clone);
+    let (machine, second) = random("last", &json!({}));
+    assert_ne!(first, second);
+    let status = Status::parse(&machine.ask("q"));
+    let outcome = machine.api.vm.wait(LINUX);
+    outcome.assert_clean();
+    outcome.line("brume-guest: witness ok");
+    assert_journal(&around.disk, status.number("records"));
+}
