@@ -256,13 +256,20 @@ impl Saved {
 
     /// Makes the vCPUs, each in its state.
     fn restore_vcpus(&self, vm: &Vm) -> Result<Vec<(VcpuFd, Known)>, LoadError> {
-        let made = (0..).zip(&self.vcpus).map(|(index, state)| {
-            let vcpu = vm.create_vcpu(index).map_err(BuildError::from)?;
+        // All are there before the first gets its counter: KVM holds the counters of vCPUs together
+        // that are set one after the other, but a new vCPU begins at 0, and ends that.
+        let made: Vec<_> = (0..)
+            .zip(&self.vcpus)
+            .map(|(index, _)| vm.create_vcpu(index))
+            .collect::<Result<_, _>>()
+            .map_err(BuildError::from)?;
+        let states = (0..).zip(made).zip(&self.vcpus);
+        let restored = states.map(|((index, vcpu), state)| {
             let restored = state.restore(&vcpu, &vm.cpuid);
             let cpuid = restored.map_err(|source| LoadError::Vcpu { index, source })?;
             Ok((vcpu, vm.known(cpuid)))
         });
-        made.collect()
+        restored.collect()
     }
 
     /// Gives KVM and the devices their state, after the vCPUs.
