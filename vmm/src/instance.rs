@@ -138,7 +138,7 @@ pub(crate) fn too_late() -> Fault {
 }
 
 /// The fault of a snapshot that is to be loaded into something that is no blank page.
-pub(crate) fn load_not_allowed() -> Fault {
+fn load_not_allowed() -> Fault {
     Fault::new(
         "Load snapshot error: Loading a microVM snapshot not allowed after configuring \
          boot-specific resources.",

@@ -34,7 +34,7 @@ use crate::controls::Controls;
 use crate::cpu::{VcpuEnd, VcpuFailure, VcpuHandle, VcpuOutcome};
 use crate::dirty::DirtyTracker;
 use crate::event::{Console, Event, EventQueue, EventSender, MachineHandle, Request, StopReason};
-use crate::instance::{ApiCall, Description, load_not_allowed, too_late};
+use crate::instance::{ApiCall, Description, too_late};
 use crate::kvm::Vm;
 use crate::lifecycle::{IllegalTransition, VmEvent, VmState};
 use crate::memory::MachineMemory;
@@ -404,7 +404,6 @@ impl Machine {
         match request {
             ApiRequest::Pause | ApiRequest::Resume => self.change_state(&request)?,
             ApiRequest::CreateSnapshot(request) => self.create_snapshot(&request)?,
-            ApiRequest::LoadSnapshot(_) => return Err(load_not_allowed()),
             ApiRequest::Memory(request) => return self.memory_call(&request),
             ApiRequest::Stop => {
                 // The answer has to be out before the process is gone.

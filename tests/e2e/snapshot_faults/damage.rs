@@ -5,7 +5,7 @@ use std::fs::{self, File};
 
 use brume_tests::forge::{Forged, Random, Section, borders};
 use brume_tests::live::{Live, Snapshot};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Saved, assert_refused, assert_works, refusal};
 
@@ -56,6 +56,44 @@ fn a_state_file_cut_anywhere_or_with_a_bit_flipped_is_refused() {
     assert_works(&saved.with_state(&good));
 }
 
+/// The number that `0x` and digits stand for.
+fn number(text: &Value) -> u64 {
+    let digits = text.as_str().unwrap().strip_prefix("0x").unwrap();
+    u64::from_str_radix(digits, 16).unwrap()
+}
+
+#[test]
+fn a_file_of_the_version_before_is_loaded() {
+    let saved = Saved::new("", &devices());
+    let mut old = Forged::of(&saved.state()).with("vcpu", |vcpu| {
+        let order = [
+            "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11",
+            "r12", "r13", "r14", "r15", "rip", "rflags",
+        ];
+        let registers = vcpu["registers"].take();
+        let bytes = order.map(|name| number(&registers[name]).to_le_bytes());
+        let bytes = bytes.as_flattened().iter();
+        let digits: String = bytes.map(|byte| format!("{byte:02x}")).collect();
+        vcpu["regs"] = json!(digits);
+        let msrs = vcpu["msrs"].take();
+        vcpu["msrs"] = msrs
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(index, value)| (number(&json!(index)).to_string(), json!(number(value))))
+            .collect();
+        vcpu.as_object_mut().unwrap().remove("registers");
+    });
+    let vcpu = old
+        .sections
+        .iter_mut()
+        .find(|section| section.kind == "vcpu");
+    let vcpu = vcpu.unwrap();
+    assert_eq!(vcpu.version, 2, "there is a newer version to test");
+    vcpu.version = 1;
+    assert_works(&saved.with_state(&old.bytes()));
+}
+
 #[test]
 fn sections_are_in_any_order_once_and_known() {
     let saved = Saved::new("", &devices());
@@ -84,12 +122,13 @@ fn sections_are_in_any_order_once_and_known() {
             _ => format!("{name} is missing"),
         };
         check("missing", &missing, &words);
+        let known = section.version;
         let mut newer = good.clone();
         newer.sections[index].version = 99;
         check(
             "newer",
             &newer,
-            &format!("{name} has version 99, and this brume knows up to 1"),
+            &format!("{name} has version 99, and this brume knows up to {known}"),
         );
         let mut older = good.clone();
         older.sections[index].version = 0;
