@@ -185,7 +185,9 @@ impl NewFile {
         let Some(temporary) = &self.temporary else {
             return Ok(());
         };
+        let replaced = File::open(&self.target).ok();
         let renamed = fs::rename(temporary, &self.target);
+        free_beside(replaced);
         renamed.map_err(|source| NewFileError::Rename {
             path: self.target.clone(),
             source,
@@ -209,6 +211,15 @@ impl NewFile {
             path: self.target.clone(),
             source,
         })
+    }
+}
+
+/// Closes the file that was replaced, in a thread of its own: its last user frees its blocks, which
+/// takes a second for each GiB on some disks.
+fn free_beside(replaced: Option<File>) {
+    if let Some(file) = replaced {
+        // Without a thread it is closed here.
+        drop(thread::Builder::new().spawn(move || drop(file)));
     }
 }
 

@@ -29,7 +29,7 @@ use crate::page_set::{PAGE_SIZE, PageSet};
 use crate::snapshot::{CreateError, Writer, pages_in_use};
 
 /// How long writing the last pages may take while the machine is paused.
-const PAUSE_BUDGET: Duration = Duration::from_millis(4);
+const PAUSE_BUDGET: Duration = Duration::from_micros(500);
 /// How many passes there are at most before the pause.
 const MAX_PASSES: u32 = 16;
 
@@ -274,7 +274,7 @@ mod tests {
         let mib = 1 << 20;
         // 100 MiB in 100 ms.
         assert!(is_worth_a_pass(100 * mib, 100 * MS, 50 * mib, 1));
-        assert!(!is_worth_a_pass(100 * mib, 100 * MS, 3 * mib, 1));
+        assert!(!is_worth_a_pass(100 * mib, 100 * MS, mib / 4, 1));
         assert!(is_worth_a_pass(100 * mib, 100 * MS, 200 * mib, 1));
         assert!(!is_worth_a_pass(100 * mib, 100 * MS, 99 * mib, 2));
         assert!(!is_worth_a_pass(100 * mib, 100 * MS, 50 * mib, MAX_PASSES));
