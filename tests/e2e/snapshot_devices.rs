@@ -129,6 +129,8 @@ fn a_limiter_gives_no_more_because_of_restores() {
         machine.0.pause();
         machine.0.save("Full", &snapshot);
         machine = Disk::restored(&snapshot);
+        // Time to take what the bucket has.
+        thread::sleep(Duration::from_millis(100));
     }
     let work = machine.ask(b'?');
     // The bucket was full at the start, and fills from then on.
@@ -295,10 +297,10 @@ fn frames_go_both_ways_before_and_after() {
             let mut stop = [0; frame::MIN];
             frame::build(&mut stop, [0xff; 6], [2; 6], frame::STOP, 0, 3);
             socket.send(&stop);
-            machine
+            // Here, because a program ends with the thread that started it.
+            machine.api.vm.wait(SOON)
         };
-        let machine = scope.spawn(traffic).join().unwrap();
-        let outcome = machine.api.vm.wait(SOON);
+        let outcome = scope.spawn(traffic).join().unwrap();
         let line = outcome.line("bare: net-respond frames");
         assert!(
             line.contains("dropped=0") && line.contains("broken=0 stopped=1"),
