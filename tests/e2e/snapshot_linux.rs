@@ -84,11 +84,13 @@ impl Status {
     /// Checks that the machine has gone on from `before`, with its memory as it should be.
     #[track_caller]
     fn assert_after(&self, before: &Self) {
-        for key in ["turns", "writes", "up_ms", "busy"] {
+        for key in ["turns", "writes", "up_ms"] {
             let (now, then) = (self.number(key), before.number(key));
             assert!(now > then, "{key}: {before:?} {self:?}");
         }
-        assert!(self.number("records") >= before.number("records"));
+        for key in ["records", "busy"] {
+            assert!(self.number(key) >= before.number(key), "{key}");
+        }
         assert_eq!(self.number("bad"), 0, "{self:?}");
         // It was not started anew, nor has it lost more time than a busy host takes.
         let up = self.number("up_ms") - before.number("up_ms");
@@ -158,7 +160,10 @@ impl Surroundings {
     fn boot(&self) -> Machine<'_> {
         let api = self.process();
         let args = "brume.ip=169.254.1.2/16 brume.do=net,witness,poweroff";
-        let args = format!("{} quiet {args}", artefacts::linux_args());
+        let args = format!(
+            "{} quiet clocksource=kvm-clock {args}",
+            artefacts::linux_args()
+        );
         let boot = json!({
             "kernel_image_path": artefacts::vmlinux(), "initrd_path": artefacts::initramfs(),
             "boot_args": args,
@@ -271,14 +276,20 @@ impl Machine<'_> {
     /// A stream to the guest's socket.
     #[track_caller]
     fn stream(&self) -> BufReader<UnixStream> {
-        let mut stream = UnixStream::connect(&self.vsock).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.write_all(b"CONNECT 7070\n").unwrap();
-        let mut stream = BufReader::new(stream);
-        let mut line = String::new();
-        stream.read_line(&mut line).unwrap();
-        assert!(line.starts_with("OK "), "{line}");
-        stream
+        let start = Instant::now();
+        while start.elapsed() < SOON {
+            let mut stream = UnixStream::connect(&self.vsock).unwrap();
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            stream.write_all(b"CONNECT 7070\n").unwrap();
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            if line.starts_with("OK ") {
+                return stream;
+            }
+            // A guest that is busy, with its balloon for one, may take longer than a host waits.
+        }
+        panic!("no stream; the console:\n{}", self.api.vm.stdout());
     }
 
     /// The statuses of the metadata service with the token that the guest had and with a new one.
@@ -370,9 +381,7 @@ fn assert_journal(disk: &Path, records: u64) {
 fn linux_does_not_notice_ten_generations() {
     let _slot = linux_slot(2);
     let around = Surroundings::new();
-    let start = Instant::now();
     let mut machine = around.boot();
-    eprintln!("booted {:?}", start.elapsed());
     machine.assert_metadata("before=0 after=200");
     machine.assert_metadata("before=200 after=200");
     let mut base: Option<Snapshot> = None;
@@ -389,16 +398,13 @@ fn linux_does_not_notice_ten_generations() {
         let saved = machine.save(way, &name, base.as_ref());
         // No other has any of its files.
         drop((machine, stream));
-        let asleep = Duration::from_secs(if number == 4 { 2 } else { 0 });
+        let asleep = Duration::from_secs(if matches!(number, 4 | 5) { 2 } else { 0 });
         thread::sleep(asleep);
-        let mut extra = json!({"clock_realtime": number % 2 == 0});
-        if number >= 3 {
-            if number == 3 {
-                around.use_second_tap();
-            }
-            if number == 3 {
-                extra["network_overrides"] = json!([{"iface_id": "eth0", "host_dev_name": "tap1"}]);
-            }
+        let realtime = number % 2 == 0;
+        let mut extra = json!({"clock_realtime": realtime});
+        if number == 3 {
+            around.use_second_tap();
+            extra["network_overrides"] = json!([{"iface_id": "eth0", "host_dev_name": "tap1"}]);
         }
         machine = around.restore(&saved, &name, &extra);
         machine.api.vm.wait_for(REFORKED, SOON);
@@ -408,17 +414,29 @@ fn linux_does_not_notice_ten_generations() {
         eventually("the guest has lost the stream", || {
             machine.status().number("resets") == number
         });
+        eventually("the second CPU goes on", || {
+            machine.status().number("busy") > after.number("busy")
+        });
+        let lost = after.behind.saturating_sub(before.behind);
+        let is_kept = if realtime {
+            lost < Duration::from_secs(1)
+        } else {
+            lost >= asleep
+        };
+        assert!(is_kept, "{number}: {before:?} {after:?}");
         let mut stream = machine.stream();
         stream.get_mut().write_all(b"?").unwrap();
         let mut line = String::new();
         stream.read_line(&mut line).unwrap();
-        assert_eq!(Status::parse(&line).number("streams"), 2 * number);
+        assert!(Status::parse(&line).number("streams") > after.number("streams"));
         drop(stream);
+        if number == 1 {
+            // Neither the sessions nor the data of the service are in a snapshot.
+            let data = json!({"value": "v"});
+            machine.api.done("PUT", "/mmds", &data);
+            machine.assert_metadata("before=401 after=200");
+        }
         Status::parse(&machine.type_in("?")).assert_after(&after);
-        eprintln!(
-            "{:?} {number} {way:?} before {before:?} after {after:?}",
-            start.elapsed()
-        );
         match number {
             2 => machine.wait_for_balloon(12),
             5 => machine.wait_for_balloon(0),
@@ -428,8 +446,9 @@ fn linux_does_not_notice_ten_generations() {
             fs::remove_file(base.memory).unwrap();
         }
     }
+    // Its disk is as it is now, so nothing may go on with it but one of what is made from this.
+    let last = machine.save(Way::Full, "last", None);
     drop(machine);
-    let last = base.unwrap();
     let copy = around.path("copy.ext4");
     fs::copy(&around.disk, &copy).unwrap();
     let other = json!({"drive_overrides": [{"drive_id": "d", "path_on_host": copy}]});
@@ -441,7 +460,7 @@ fn linux_does_not_notice_ten_generations() {
     };
     let (clone, first) = random("clone", &other);
     drop(clone);
-    let (machine, second) = random("last", &json!({}));
+    let (machine, second) = random("other", &json!({}));
     assert_ne!(first, second);
     let status = Status::parse(&machine.ask("q"));
     let outcome = machine.api.vm.wait(LINUX);

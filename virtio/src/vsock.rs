@@ -174,6 +174,7 @@ impl Vsock {
         self.owes_reset = true;
         if let Some(muxer) = &mut self.muxer {
             muxer.disconnect();
+            muxer.leave_ports();
         }
     }
 }

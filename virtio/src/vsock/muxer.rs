@@ -9,6 +9,7 @@
 //! It lives as long as the device: connections survive a pause, but not a reset of the device.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -98,6 +99,13 @@ impl Muxer {
         self.connections.clear();
         self.turns.clear();
         self.replies.clear();
+    }
+
+    /// Goes on at any port of the host: a guest that was restored may still have sockets that it was
+    /// connected with from the first ones, and refuses to be so again.
+    pub(super) fn leave_ports(&mut self) {
+        let any = RandomState::new().build_hasher().finish() % u64::from(FIRST_HOST_PORT);
+        self.next_host_port = FIRST_HOST_PORT + u32::try_from(any).unwrap_or(0);
     }
 
     fn open(&self) -> usize {
@@ -515,5 +523,13 @@ mod tests {
         }
         let expected = [PORT_ANY - 1, FIRST_HOST_PORT, FIRST_HOST_PORT + 1];
         assert_eq!(ports, expected);
+        // Where it goes on after a restore is not where any machine begins.
+        let mut begun = || {
+            muxer.leave_ports();
+            muxer.next_host_port
+        };
+        let places = [begun(), begun(), begun()];
+        assert!(places.iter().all(|&port| port >= FIRST_HOST_PORT));
+        assert!(places.iter().any(|&port| port != places[0]));
     }
 }
