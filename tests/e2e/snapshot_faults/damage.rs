@@ -12,7 +12,7 @@ use super::{Saved, assert_refused, assert_works, refusal};
 /// How many bits are flipped, each in a file of its own.
 const FLIPS: usize = 30;
 
-fn devices() -> Vec<(&'static str, serde_json::Value)> {
+fn devices() -> Vec<(&'static str, Value)> {
     vec![
         ("/entropy", json!({})),
         ("/balloon", json!({"amount_mib": 0, "deflate_on_oom": true})),
