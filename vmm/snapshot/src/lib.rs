@@ -18,5 +18,5 @@ pub use error::{StateError, UpgradeError};
 pub use inspect::Inspection;
 pub use layout::{ARCHITECTURE, FORMAT_VERSION};
 pub use new_file::{NewFile, NewFileError, commit_pair, left_behind};
-pub use rebase::{RebaseError, RebaseSummary, rebase, rebase_to};
+pub use rebase::{MARK_PAGE, RebaseError, RebaseSummary, rebase, rebase_to};
 pub use state::{Saved, Section, StateFile, StateWriter};

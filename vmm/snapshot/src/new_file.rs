@@ -246,9 +246,13 @@ pub fn commit_pair(mut memory: NewFile, mut state: NewFile) -> Result<(), NewFil
     }
     // Side by side, so that a file system with a journal has one wait for both.
     thread::scope(|scope| {
-        let other = scope.spawn(|| state.sync());
+        let other = thread::Builder::new().spawn_scoped(scope, || state.sync());
         memory.sync()?;
-        other.join().unwrap_or_else(|panic| resume_unwind(panic))
+        match other {
+            Ok(other) => other.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            // No thread to be had.
+            Err(_) => state.sync(),
+        }
     })?;
     // The new memory is of no use without the state, under whatever name.
     state.sync_folder()?;

@@ -3,12 +3,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::memory_file::{Copier, CopyMethod, clone_file, data_ranges};
+use crate::memory_file::{Copier, CopyMethod, clone_file, data_ranges, punch_hole};
 use crate::new_file::{NewFile, NewFileError};
 
 /// Why two memory files were not merged.
@@ -115,6 +116,10 @@ pub fn rebase_to(base: &Path, diff: &Path, out: &Path) -> Result<RebaseSummary, 
     Ok(summary)
 }
 
+/// Where the mark is in a memory file by which its state knows it, in bytes. It is the last that is
+/// merged, so that a merge that was cut short is not taken for a whole one.
+pub const MARK_PAGE: Range<u64> = 0xee000..0xef000;
+
 /// Two memory files of one length.
 struct Pair {
     base: File,
@@ -152,9 +157,25 @@ impl Pair {
             method: CopyMethod::Clone,
         };
         let mut copier = Copier::new(&self.diff, to);
+        let marked = ranges.iter().any(|range| range.contains(&MARK_PAGE.start));
+        if marked {
+            // Until all is there, no state is to find its mark.
+            punch_hole(to, &MARK_PAGE)?;
+            to.sync_data()?;
+        }
         for range in ranges {
             summary.bytes = summary.bytes.saturating_add(range.end - range.start);
-            copier.copy(range)?;
+            let before = range.start..range.end.min(MARK_PAGE.start);
+            let after = range.start.max(MARK_PAGE.end)..range.end;
+            for part in [before, after] {
+                if !part.is_empty() {
+                    copier.copy(part)?;
+                }
+            }
+        }
+        if marked {
+            to.sync_data()?;
+            copier.copy(MARK_PAGE)?;
         }
         summary.method = copier.method;
         Ok(summary)

@@ -18,6 +18,9 @@ const OFFSET: u64 = 2048;
 /// What begins it in memory.
 const MAGIC: [u8; 8] = *b"BRUMEMRK";
 
+// Merging a diff leaves the mark for the end.
+const _: () = assert!(brume_snapshot::MARK_PAGE.start == layout::VMGENID_PAGE);
+
 /// A mark.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark(String);
