@@ -53,8 +53,7 @@ pub(crate) struct DirtyTracker {
 }
 
 impl DirtyTracker {
-    /// A tracker without readers. If KVM's log is on already (`logging`), the first reader begins
-    /// with what was written since this call.
+    /// A tracker without readers.
     pub(crate) fn new(vm: Arc<Vm>, memory: GuestMemory) -> Self {
         let regions = regions(&memory);
         let size = regions.iter().map(|region| region.size).sum();
@@ -76,9 +75,14 @@ impl DirtyTracker {
         if self.is_logging() {
             self.collect()?;
         } else {
-            self.vm.set_memory(true)?;
-            // Has all pages in it, or what was written before it was switched off.
-            self.drain()?;
+            // Has all pages in it, or what was written before it was switched off; there is nobody
+            // yet to record it.
+            let begun = self.vm.set_memory(true).and_then(|()| self.collect());
+            if let Err(error) = begun {
+                // Nobody would switch it off later.
+                let _ = self.vm.set_memory(false);
+                return Err(error);
+            }
         }
         let empty = PageSet::empty(self.size);
         *self.journal(reader) = Some(empty);
@@ -164,8 +168,19 @@ impl DirtyTracker {
 
     /// Moves what was written into all journals.
     fn collect(&mut self) -> Result<(), KvmError> {
-        let written = self.drain()?;
-        self.record(&written);
+        // What leaves a source is in the journals before the next step can fail.
+        for region in self.regions.clone() {
+            // A page that is written after this is in the next collection.
+            let words = self.read_region(&region)?;
+            let first = region.words().start;
+            let journals = self.journals.iter_mut().flatten();
+            journals.for_each(|journal| journal.insert_words(first, &words));
+            if self.vm.log_mode == LogMode::ClearedByHand {
+                self.clear_region(&region, &words)?;
+            }
+        }
+        let ours = self.take_ours();
+        self.record(&ours);
         Ok(())
     }
 
@@ -174,39 +189,28 @@ impl DirtyTracker {
         journals.for_each(|journal| journal.insert_all(pages));
     }
 
-    /// Takes what was written out of both sources.
-    fn drain(&self) -> Result<PageSet, KvmError> {
-        // A page that is written after this is in the next collection.
-        let mut pages = self.read_log()?;
-        if self.vm.log_mode == LogMode::ClearedByHand {
-            self.clear_log(&pages)?;
-        }
-        pages.insert_all(&self.take_ours());
-        Ok(pages)
-    }
-
     fn read_log(&self) -> Result<PageSet, KvmError> {
         let mut pages = PageSet::empty(self.size);
         for region in &self.regions {
-            let size = usize::try_from(region.size).unwrap_or(usize::MAX);
-            let words = self.vm.dirty_log(region.slot, size)?;
-            pages.insert_words(region.words().start, &words);
+            pages.insert_words(region.words().start, &self.read_region(region)?);
         }
         Ok(pages)
     }
 
-    fn clear_log(&self, pages: &PageSet) -> Result<(), KvmError> {
-        for region in &self.regions {
-            let words = pages.words().get(region.words()).unwrap_or_default();
-            for (index, chunk) in words.chunks(CLEAR_WORDS).enumerate() {
-                let used = chunk.iter().rposition(|&word| word != 0);
-                let Some(chunk) = used.and_then(|last| chunk.get(..=last)) else {
-                    continue;
-                };
-                let first = (index * CLEAR_WORDS) as u64 * 64;
-                let pages = u32::try_from(chunk.len() * 64).unwrap_or(0);
-                self.vm.clear_dirty_log(region.slot, first, pages, chunk)?;
-            }
+    fn read_region(&self, region: &Region) -> Result<Vec<u64>, KvmError> {
+        let size = usize::try_from(region.size).unwrap_or(usize::MAX);
+        self.vm.dirty_log(region.slot, size)
+    }
+
+    fn clear_region(&self, region: &Region, words: &[u64]) -> Result<(), KvmError> {
+        for (index, chunk) in words.chunks(CLEAR_WORDS).enumerate() {
+            let used = chunk.iter().rposition(|&word| word != 0);
+            let Some(chunk) = used.and_then(|last| chunk.get(..=last)) else {
+                continue;
+            };
+            let first = (index * CLEAR_WORDS) as u64 * 64;
+            let pages = u32::try_from(chunk.len() * 64).unwrap_or(0);
+            self.vm.clear_dirty_log(region.slot, first, pages, chunk)?;
         }
         Ok(())
     }

@@ -85,14 +85,16 @@ impl PageSet {
         set
     }
 
-    /// Bit `n` of word `m` is page `64 m + n`.
-    pub(crate) fn words(&self) -> &[u64] {
-        &self.words
-    }
-
-    /// The words of [`PageSet::words`].
+    /// Its words: bit `n` of word `m` is page `64 m + n`.
     pub(crate) fn into_words(self) -> Vec<u64> {
         self.words
+    }
+
+    /// Whether it has that page.
+    pub(crate) fn contains(&self, page: u64) -> bool {
+        let word = usize::try_from(page / WORD_PAGES).ok();
+        let word = word.and_then(|word| self.words.get(word));
+        word.is_some_and(|word| word >> (page % WORD_PAGES) & 1 != 0)
     }
 
     /// Adds a page; one that the memory does not have is left out.

@@ -152,6 +152,9 @@ impl Machine {
                         answer.";
             return call.answer(|_| Err(Fault::new(text)));
         }
+        if let Err(error) = self.tracker.start(Reader::Rate) {
+            return call.answer(|_| Err(log_fault(&error)));
+        }
         let sender = self.sender.clone();
         let timer = thread::Builder::new()
             .name("rate".into())
@@ -160,15 +163,10 @@ impl Machine {
                 thread::sleep(window);
                 sender.send(Event::RateDue);
             });
-        let begun = timer
-            .map_err(|error| Fault::from_error(&error))
-            .and_then(|_| {
-                self.tracker
-                    .start(Reader::Rate)
-                    .map_err(|error| log_fault(&error))
-            });
-        if let Err(fault) = begun {
-            return call.answer(|_| Err(fault));
+        if let Err(error) = timer {
+            // It was just begun.
+            let _ = self.tracker.stop(Reader::Rate);
+            return call.answer(|_| Err(Fault::from_error(&error)));
         }
         let since = Instant::now();
         self.rate = Some(RateWindow { call, since });

@@ -172,13 +172,21 @@ impl Content {
             ));
         }
         let mut pages = PageSet::empty(size);
+        // In order and apart, or a file could name the same pages without end.
+        let mut next = 0;
         for &[first, count] in &self.ranges {
+            if first < next {
+                return Err(format!(
+                    "page {first} does not follow what was named before it"
+                ));
+            }
             let end = first.checked_add(count);
             let end = end.filter(|end| *end <= size / PAGE_SIZE);
             let end = end.ok_or_else(|| {
                 format!("it names {count} pages from page {first} on, which are not all there")
             })?;
             pages.insert_range(first..end);
+            next = end;
         }
         Ok(pages)
     }
