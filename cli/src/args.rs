@@ -113,8 +113,9 @@ Examples:
   brume snapshot --api-sock vm.sock --state s1 --memory m1 --diff
   brume snapshot --api-sock vm.sock --out base --pre-copy   with the shortest pause
 
---diff needs a machine that notes which pages are written: `track_dirty_pages` in its
-configuration, or `brume ctl memory tracking on`.";
+With --diff, a machine that notes which pages are written (`brume run --track-dirty-pages`, or
+`track_dirty_pages` in its configuration) writes those since its last snapshot; another one, all
+since its start or its restore.";
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:
@@ -177,6 +178,9 @@ pub(crate) struct RunArgs {
     /// finds some), or 2M (reserved huge ones)
     #[arg(long, value_name = "KIND", default_value = "none", value_parser = parse_huge_pages)]
     pub(crate) huge_pages: HugePages,
+    /// Note which pages are written, for `brume snapshot --diff`
+    #[arg(long)]
+    pub(crate) track_dirty_pages: bool,
     /// A disk: FILE[,root][,ro][,engine=sync|async][,cache=writeback|unsafe][,id=NAME]
     /// [,partuuid=UUID][,nolock]; may be given several times
     #[arg(long, value_name = "SPEC")]

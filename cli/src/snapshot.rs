@@ -39,8 +39,9 @@ pub(crate) struct SnapshotArgs {
     /// Write most of the memory while the guest runs, to stop it for less time
     #[arg(long)]
     pre_copy: bool,
-    /// End the machine afterwards, if all went well
-    #[arg(long)]
+    /// End the machine afterwards, if all went well. Not with --pre-copy, after which the guest goes
+    /// on and writes to its disks
+    #[arg(long, conflicts_with = "pre_copy")]
     stop: bool,
 }
 
@@ -177,13 +178,18 @@ mod tests {
 
     #[test]
     fn the_files_are_said_in_one_way() {
-        for good in ["--out d", "--state s --memory m --diff --pre-copy --stop"] {
+        for good in [
+            "--out d",
+            "--state s --memory m --diff --pre-copy",
+            "--out d --stop",
+        ] {
             parse(good).unwrap();
         }
         for bad in [
             "",
             "--state s",
             "--memory m",
+            "--out d --pre-copy --stop",
             "--out d --state s --memory m",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
