@@ -214,7 +214,8 @@ fn id_of(console: &str) -> Option<String> {
         .lines()
         .rfind(|line| line.starts_with("bare: generation-watch id="))?;
     let id = line.split("id=").nth(1)?.split(' ').next()?;
-    Some(id.to_owned())
+    // It may still be on its way.
+    (id.len() == 32).then(|| id.to_owned())
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl MachineMemory {
     ///
     /// They do not, or the memory has no such pages.
     pub(crate) fn slice(&self, pages: Range<u64>) -> io::Result<Slice<'_>> {
-        let offset = pages.start * PAGE_SIZE;
+        let offset = pages.start.saturating_mul(PAGE_SIZE);
         let mut regions = self.regions.iter();
         let region = regions.find(|region| region.pages().contains(&pages.start));
         let region = region.ok_or(io::ErrorKind::InvalidInput)?;
@@ -148,6 +148,19 @@ impl MachineMemory {
         let len = pages.end.saturating_sub(pages.start) * PAGE_SIZE;
         let len = usize::try_from(len).map_err(io::Error::other)?;
         self.guest.get_slice(address, len).map_err(io::Error::other)
+    }
+
+    /// The eight bytes at `offset` of a memory file, a multiple of 8, as a little-endian number.
+    ///
+    /// # Errors
+    ///
+    /// The memory has no such bytes.
+    pub(crate) fn word(&self, offset: u64) -> io::Result<u64> {
+        let page = offset / PAGE_SIZE;
+        let slice = self.slice(page..page.saturating_add(1))?;
+        let place = usize::try_from(offset % PAGE_SIZE).map_err(io::Error::other)?;
+        let word: u64 = slice.read_obj(place).map_err(io::Error::other)?;
+        Ok(u64::from_le(word))
     }
 
     /// Whether there is nothing in a page.

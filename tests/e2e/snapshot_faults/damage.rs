@@ -5,6 +5,7 @@ use std::fs::{self, File};
 
 use brume_tests::forge::{Forged, Random, Section, borders};
 use brume_tests::live::{Live, Snapshot};
+use brume_tests::memory_files::merge;
 use serde_json::{Value, json};
 
 use super::{Saved, assert_refused, assert_works, refusal};
@@ -247,14 +248,15 @@ fn a_diff_that_is_not_merged_is_refused() {
     live.pause();
     live.save("Diff", &diff);
     drop(live);
-    let mixed = Snapshot {
-        memory: base.memory.clone(),
-        ..diff
-    };
-    assert_refused(
-        "the base with the diff's state",
-        &mixed,
-        "was not merged into its base",
-    );
+    assert_refused("the diff alone", &diff, "is a diff without its base");
     assert_works(&base);
+    let merged = Snapshot {
+        memory: base.memory.clone(),
+        ..diff.clone()
+    };
+    let wanted = "a diff was not merged into it";
+    assert_refused("the base with the diff's state", &merged, wanted);
+    merge(&base.memory, &diff.memory, &base.memory);
+    assert_works(&merged);
+    assert_refused("the base's state after the merge", &base, wanted);
 }

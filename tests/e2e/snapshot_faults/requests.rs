@@ -22,6 +22,7 @@ fn requests_at_the_wrong_time_are_refused_and_change_nothing() {
     let create = saved.files.create_request("Full");
     let before = std::fs::read(&saved.files.state).unwrap();
     let not_allowed = "Loading a microVM snapshot not allowed after configuring";
+    let too_late = "not supported after starting the microVM";
     // Something is configured already; nothing is started.
     let idle = Live { api: fresh() };
     refused(
@@ -39,7 +40,7 @@ fn requests_at_the_wrong_time_are_refused_and_change_nothing() {
     // Runs already.
     let mut live = Live::restored(&saved.files, &json!({}));
     for _ in 0..2 {
-        refused(&live, "/snapshot/load", &load, not_allowed);
+        refused(&live, "/snapshot/load", &load, too_late);
         refused(
             &live,
             "/snapshot/create",
@@ -49,7 +50,7 @@ fn requests_at_the_wrong_time_are_refused_and_change_nothing() {
     }
     live.hash();
     live.pause();
-    refused(&live, "/snapshot/load", &load, not_allowed);
+    refused(&live, "/snapshot/load", &load, too_late);
     live.resume();
     live.status();
     assert!(before == std::fs::read(&saved.files.state).unwrap());

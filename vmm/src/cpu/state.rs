@@ -228,7 +228,8 @@ impl VcpuState {
         let mut entries: Vec<_> = all().filter(|entry| !late(entry)).collect();
         // A deadline of zero is none. One that has passed while the state was taken reads as zero
         // too, and its interrupt must not be lost: at a time that has passed it comes at once. A
-        // timer that is not armed ignores the register.
+        // timer in another mode ignores the register; one in this mode that was not armed interrupts
+        // once for nothing.
         let now = self.msrs.get(&TSC).copied().unwrap_or_default();
         entries.extend(
             all()

@@ -89,7 +89,9 @@ impl Machine {
         let writer = Writer::new(&order.request, &self.memory)?;
         // Before the pages are looked for: what is written from now on is for the next pass.
         self.tracker.start(Reader::PreCopy)?;
-        order.taken = self.tracker.take(Reader::Snapshot)?;
+        if order.request.mem_file_path.is_some() {
+            order.taken = self.tracker.take(Reader::Snapshot)?;
+        }
         let diff = order.request.snapshot_type == SnapshotType::Diff;
         let pages = match order.taken.as_ref().filter(|_| diff) {
             Some(journal) => journal.clone(),
@@ -98,10 +100,10 @@ impl Machine {
         Ok((writer, pages))
     }
 
-    fn spawn_pass(&mut self, order: Order, writer: Writer, pages: PageSet, number: u32) {
+    fn spawn_pass(&mut self, order: Order, mut writer: Writer, pages: PageSet, number: u32) {
         let (sender, memory) = (self.sender.clone(), self.memory.clone());
         spawn(Box::new(move || {
-            let written = write_pass(&writer, &memory, &pages, number);
+            let written = write_pass(&mut writer, &memory, &pages, number);
             sender.send(Event::Copied(Box::new(Pass {
                 order,
                 writer,
@@ -119,6 +121,10 @@ impl Machine {
             number,
             written,
         } = pass;
+        if self.state == VmState::Stopped {
+            // What is left of the machine is no machine.
+            return self.give_up(order, &CreateError::Ended);
+        }
         let next = written.and_then(|(bytes, time)| {
             let left = self.tracker.peek(Reader::PreCopy)?.unwrap_or_default();
             Ok(is_worth_a_pass(
@@ -142,10 +148,10 @@ impl Machine {
         }
     }
 
-    fn finish_pre_copy(&mut self, mut order: Order, writer: Writer, passes: u32) {
+    fn finish_pre_copy(&mut self, mut order: Order, mut writer: Writer, passes: u32) {
         let running = self.state == VmState::Running;
         let paused = Instant::now();
-        let state = self.write_last(&mut order, &writer, running);
+        let state = self.write_last(&mut order, &mut writer, running);
         if running && self.state == VmState::Paused {
             // Paused by us, so it can go on.
             let _ = self.resume();
@@ -171,15 +177,16 @@ impl Machine {
     fn write_last(
         &mut self,
         order: &mut Order,
-        writer: &Writer,
+        writer: &mut Writer,
         running: bool,
     ) -> Result<Vec<u8>, CreateError> {
         if running {
-            self.pause().map_err(|_| CreateError::Running)?;
+            self.pause()?;
         }
         writer.mark(&self.memory)?;
         let last = self.tracker.take(Reader::PreCopy)?.unwrap_or_default();
-        if let (Some(taken), Some(since)) = (&mut order.taken, self.tracker.take(Reader::Snapshot)?)
+        if let Some(taken) = &mut order.taken
+            && let Some(since) = self.tracker.take(Reader::Snapshot)?
         {
             taken.insert_all(&since);
         }
@@ -217,7 +224,7 @@ impl Machine {
 }
 
 fn write_pass(
-    writer: &Writer,
+    writer: &mut Writer,
     memory: &Arc<MachineMemory>,
     pages: &PageSet,
     number: u32,

@@ -41,7 +41,11 @@ impl Machine {
         }
         let writer = Writer::new(request, &self.memory)?;
         writer.mark(&self.memory)?;
-        let journal = self.tracker.take(Reader::Snapshot)?;
+        // Without a file for the memory, what was written is still to be saved.
+        let journal = match &request.mem_file_path {
+            Some(_) => self.tracker.take(Reader::Snapshot)?,
+            None => None,
+        };
         let written = self.write_paused(request, writer, journal.as_ref());
         if let (Err(_), Some(journal)) = (&written, &journal) {
             // The next diff is since the last snapshot, and this was none.
@@ -53,7 +57,7 @@ impl Machine {
     fn write_paused(
         &self,
         request: &CreateSnapshot,
-        writer: Writer,
+        mut writer: Writer,
         journal: Option<&PageSet>,
     ) -> Result<(), CreateError> {
         match journal.filter(|_| request.snapshot_type == SnapshotType::Diff) {

@@ -5,7 +5,8 @@
 //! when all is written and on the disk. So whatever happens, the old snapshot is there or the new.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,13 +14,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use brume_api::config::VmConfig;
 use brume_api::{CreateSnapshot, SnapshotType};
 use brume_snapshot::memory_file::clone_file;
-use brume_snapshot::{NewFile, StateWriter, commit_pair};
+use brume_snapshot::{NewFile, NewFileError, StateWriter, commit_pair};
 use brume_virtio::transport::RunningQueues;
 
 use super::error::CreateError;
 use super::mark::Mark;
 use super::memory_file::{self, Zeros};
-use super::sections::{MachineSection, MemorySection, VirtioSection};
+use super::sections::{MachineSection, MemorySection, VirtioSection, Witness};
 use crate::attach::NamedTransport;
 use crate::chipset::Chipset;
 use crate::cpu::VcpuHandle;
@@ -27,6 +28,9 @@ use crate::kvm::{Vm, VmKvmState};
 use crate::memory::pagemap::{self, Wanted};
 use crate::memory::{Backing, MachineMemory};
 use crate::page_set::PageSet;
+
+/// Pages among which a diff looks for one that it does not have: the first 4 MiB.
+const WITNESS_PAGES: Range<u64> = 0..1024;
 
 /// What a state is taken from: a paused machine.
 pub(crate) struct Paused<'a> {
@@ -44,7 +48,10 @@ pub(crate) struct Paused<'a> {
 pub(crate) struct Writer {
     state: NewFile,
     memory: Option<MemoryOut>,
+    kind: SnapshotType,
     mark: Mark,
+    /// What the memory file has got so far.
+    written: PageSet,
 }
 
 struct MemoryOut {
@@ -72,10 +79,14 @@ impl MemoryOut {
             (SnapshotType::Full, Backing::File(file)) => Some(file.try_clone().map_err(fail)?),
             (SnapshotType::Full, _) => None,
             // As at Firecracker, a diff goes into a file of the right size that is there already.
-            (SnapshotType::Diff, _) => File::open(&path).ok().filter(|file| {
-                file.metadata()
-                    .is_ok_and(|found| found.len() == memory.size)
-            }),
+            (SnapshotType::Diff, _) => match File::open(&path) {
+                Ok(file) => Some(file).filter(|file| {
+                    let found = file.metadata();
+                    found.is_ok_and(|found| found.len() == memory.size)
+                }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(fail(error)),
+            },
         };
         if let Some(base) = &base {
             clone_file(base, file.file(), memory.size).map_err(fail)?;
@@ -101,9 +112,18 @@ impl Writer {
         request: &CreateSnapshot,
         memory: &MachineMemory,
     ) -> Result<Self, CreateError> {
+        let state = NewFile::create_keeping(&request.snapshot_path)?;
+        let out = MemoryOut::create(request, memory)?;
+        if let Some(out) = &out
+            && out.file.target() == state.target()
+        {
+            return Err(NewFileError::SameTarget(state.target().into()).into());
+        }
         Ok(Self {
-            state: NewFile::create_keeping(&request.snapshot_path)?,
-            memory: MemoryOut::create(request, memory)?,
+            state,
+            memory: out,
+            kind: request.snapshot_type,
+            written: PageSet::empty(memory.size),
             mark: Mark::new().map_err(|error| CreateError::Mark(Box::new(error)))?,
         })
     }
@@ -114,7 +134,7 @@ impl Writer {
     ///
     /// The file does not take them, or nobody brings them.
     pub(crate) fn write(
-        &self,
+        &mut self,
         memory: &MachineMemory,
         pages: &PageSet,
     ) -> Result<u64, CreateError> {
@@ -122,6 +142,7 @@ impl Writer {
             return Ok(0);
         };
         memory.fetch(pages)?;
+        self.written.insert_all(pages);
         memory_file::write(memory, pages, out.file.file(), out.zeros).map_err(|source| {
             CreateError::Memory {
                 path: out.path.clone(),
@@ -181,6 +202,7 @@ impl Writer {
             &MemorySection {
                 size: machine.memory.size,
                 mark: self.mark.clone(),
+                witness: self.witness(machine.memory),
             },
         )?;
         state.push(0, &VmKvmState::save(machine.vm)?)?;
@@ -201,6 +223,16 @@ impl Writer {
             state.push(id, &section)?;
         }
         Ok(state.finish())
+    }
+
+    /// Something that the memory has and the pages that were written have not, by which a diff is
+    /// known that was not merged into its base. Only the first pages are looked at, where the
+    /// firmware's tables are: they hardly change.
+    fn witness(&self, memory: &MachineMemory) -> Option<Witness> {
+        let look = self.kind == SnapshotType::Diff && memory.handler.is_none();
+        let pages = if look { WITNESS_PAGES } else { 0..0 };
+        let pages = pages.filter(|&page| !self.written.contains(page));
+        pages.into_iter().find_map(|page| Witness::on(memory, page))
     }
 
     /// Writes the state, gets everything onto the disk and gives the files their names.

@@ -14,6 +14,7 @@ use vm_memory::GuestMemoryError;
 use crate::build::BuildError;
 use crate::cpu::VcpuRestoreError;
 use crate::kvm::{KvmError, VmRestoreError};
+use crate::machine::PauseError;
 use crate::memory::{MemoryError, UffdError, WorkingSetError};
 
 /// A snapshot that cannot be made.
@@ -65,17 +66,30 @@ pub enum CreateError {
     /// The host does not tell which pages are in use.
     #[error("Cannot get dirty bitmap: the host does not tell which pages are in use")]
     Pagemap(#[source] io::Error),
-    /// The host gives no thread.
-    #[error("the host gives no thread to write the memory with")]
-    Thread(#[source] io::Error),
+    /// The machine has ended meanwhile.
+    #[error("the machine has ended before its snapshot was written")]
+    Ended,
+    /// The machine does not stand still.
+    #[error("Cannot save the microVM state")]
+    Pause(#[from] PauseError),
 }
 
 /// A machine that cannot be made from a snapshot.
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The state file is not good.
-    #[error("Failed to get snapshot state from file: Failed to load snapshot state from file")]
-    State(#[from] StateError),
+    #[error(
+        "Failed to get snapshot state from file: Failed to load snapshot state from file: \
+         {source} ({})",
+        path.display()
+    )]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: StateError,
+    },
     /// An override for a network interface that is not there.
     #[error(
         "Failed to get snapshot state from file: Unknown Network Device \"{0}\": the snapshot has \
@@ -115,15 +129,25 @@ pub enum LoadError {
     Prefault(#[source] io::Error),
     /// The memory is that of another snapshot.
     #[error(
-        "the memory in {} is not the one that was written with this state file, or a diff that was \
-         not merged into its base with `brume rebase BASE DIFF`",
+        "the memory in {} is not the one that was written with this state file, or a diff was not \
+         merged into it with `brume rebase BASE DIFF`",
         path.display()
     )]
     OtherMemory {
         /// The file, or the socket of whoever serves it.
         path: PathBuf,
     },
-    /// The state names more memory than there is, or none.
+    /// The memory is a diff.
+    #[error(
+        "the memory in {} is a diff without its base: merge them with `brume rebase BASE DIFF`, and \
+         load the base",
+        path.display()
+    )]
+    Unmerged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Two sections that cannot both be so.
     #[error("the state file contradicts itself: {0}")]
     Contradiction(String),
     /// A place in memory that must be there.

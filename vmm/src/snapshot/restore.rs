@@ -110,7 +110,11 @@ impl Saved {
     ///
     /// It is not whole, not for this version, or not for what the request wants to change.
     fn read(path: &Path, request: &LoadSnapshot) -> Result<Self, LoadError> {
-        let saved = Self::of(StateFile::read(path)?)?;
+        let saved = StateFile::read(path).and_then(Self::of);
+        let saved = saved.map_err(|source| LoadError::State {
+            path: path.into(),
+            source,
+        })?;
         saved.check()?;
         saved.with_overrides(request)
     }
@@ -202,11 +206,14 @@ impl Saved {
         memory: &MachineMemory,
         request: &LoadSnapshot,
     ) -> Result<(), LoadError> {
-        if self.memory.mark.is_in(&memory.guest)? {
-            return Ok(());
+        let path = || request.mem_backend.backend_path.clone();
+        if !self.memory.mark.is_in(&memory.guest)? {
+            return Err(LoadError::OtherMemory { path: path() });
         }
-        let path = request.mem_backend.backend_path.clone();
-        Err(LoadError::OtherMemory { path })
+        match self.memory.witness {
+            Some(witness) if !witness.is_in(memory) => Err(LoadError::Unmerged { path: path() }),
+            _ => Ok(()),
+        }
     }
 
     /// Puts a machine in that state around `memory`.
@@ -354,9 +361,10 @@ mod tests {
     use super::*;
 
     /// The same machine, written by each version that there was.
-    const GOLDEN: [&[u8]; 2] = [
+    const GOLDEN: [&[u8]; 3] = [
         include_bytes!("../../testdata/state-1"),
         include_bytes!("../../testdata/state-2"),
+        include_bytes!("../../testdata/state-3"),
     ];
 
     fn all<T: Section>(file: &mut StateFile, writer: &mut StateWriter) {
