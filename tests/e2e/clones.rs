@@ -158,8 +158,12 @@ fn brume_clone_starts_a_hundred_and_ends_them() {
     let files = Snapshot::named(folder.path(), "it");
     let api = brume_tests::api::ApiVm::new();
     api.start_bare("bare.do=generation-watch", &[]);
-    api.vm.wait_for("bare: generation-watch id=", SOON);
-    let original = id_of(&api.vm.stdout()).unwrap();
+    let mut original = None;
+    eventually("the guest has told its id", || {
+        original = id_of(&api.vm.stdout());
+        original.is_some()
+    });
+    let original = original.unwrap();
     let live = Live { api };
     live.pause();
     live.save("Full", &files);
@@ -191,10 +195,12 @@ fn brume_clone_starts_a_hundred_and_ends_them() {
         };
         set("Resumed");
         let log = run.path(&format!("{number}.log"));
+        let mut id = None;
         eventually("the guest has seen that it is another machine", || {
-            id_of(&fs::read_to_string(&log).unwrap_or_default()).is_some()
+            id = id_of(&fs::read_to_string(&log).unwrap_or_default());
+            id.is_some()
         });
-        let id = id_of(&fs::read_to_string(&log).unwrap()).unwrap();
+        let id = id.unwrap();
         assert!(ids.insert(id.clone()), "clone {number}: {id} is another's");
         set("Paused");
     }
