@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use utoipa::ToSchema;
 
+use crate::migration::{MigrationPass, MigrationPhase, MigrationRole};
 use crate::snapshot::SnapshotType;
 
 /// How many events a client may be behind before it is left alone.
@@ -67,6 +68,21 @@ pub enum MachineEvent {
     /// The program that serves the memory has ended: the guest stops at the next page that it has
     /// not touched yet.
     MemoryHandlerGone,
+    /// A move to another process is in another phase.
+    Migration {
+        /// Which side this is.
+        role: MigrationRole,
+        /// How far it is.
+        phase: MigrationPhase,
+        /// How long the guest stood still, in microseconds, once it has moved.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        downtime_us: Option<u64>,
+        /// Why it went wrong.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// A pass over the memory of a machine that moves is over.
+    MigrationPassed(MigrationPass),
     /// The machine was made from the files of another.
     SnapshotLoaded {
         /// The file with the state.
@@ -88,6 +104,8 @@ impl MachineEvent {
             Self::DeviceChanged { .. } => "device_changed",
             Self::SnapshotCreated { .. } => "snapshot_created",
             Self::MemoryHandlerGone => "memory_handler_gone",
+            Self::Migration { .. } => "migration",
+            Self::MigrationPassed(_) => "migration_passed",
             Self::SnapshotLoaded { .. } => "snapshot_loaded",
         }
     }

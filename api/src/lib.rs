@@ -16,6 +16,7 @@ mod fault;
 mod instance;
 mod memory;
 mod metrics;
+mod migration;
 #[cfg(test)]
 mod openapi;
 mod request;
@@ -36,6 +37,11 @@ pub use memory::{
     Tracking,
 };
 pub use metrics::{ApiCounts, ApiMetrics, LATENCY_BOUNDS_US, RequestCount};
+pub use migration::{
+    MigrationCompression, MigrationDecision, MigrationDowntime, MigrationMode, MigrationPass,
+    MigrationPatch, MigrationPhase, MigrationRequest, MigrationRole, MigrationStatus, MigrationTls,
+    OnTimeout, ReceiveMigration, SendMigration,
+};
 pub use request::{Answer, Controller, Reply, Request, Section};
 pub use server::{Server, ServerError};
 pub use snapshot::{

@@ -13,6 +13,7 @@ use crate::config::{
 };
 use crate::fault::Fault;
 use crate::memory::MemoryRequest;
+use crate::migration::MigrationRequest;
 use crate::snapshot::{CreateSnapshot, LoadSnapshot};
 
 /// A request that was understood.
@@ -50,6 +51,8 @@ pub enum Request {
     Balloon(BalloonRequest),
     /// What is about the guest's memory.
     Memory(MemoryRequest),
+    /// What is about moving the machine to another process.
+    Migration(MigrationRequest),
     /// PUT /snapshot/create
     CreateSnapshot(CreateSnapshot),
     /// PUT /snapshot/load

@@ -18,6 +18,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("brume-boot", &[]),
     ("brume-devices", &[]),
     ("brume-mmds", &[]),
+    ("brume-migration", &[]),
     ("brume-snapshot", &[]),
     ("brume-virtio", &["brume-devices", "brume-mmds"]),
     (
@@ -27,6 +28,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "brume-boot",
             "brume-devices",
             "brume-mmds",
+            "brume-migration",
             "brume-snapshot",
             "brume-virtio",
         ],

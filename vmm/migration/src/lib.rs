@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What two processes say to each other when a machine moves between them: messages, frames,
+//! connections, and the hand-over. Nothing here knows a machine: pages are numbers with bytes, a
+//! state is a piece of text.
+//!
+//! ```text
+//!  source                                                    target
+//!    Hello, purpose Control   --------------------------------->
+//!    <------------------------------------------------- Welcome
+//!    Offer                    --------------------------------->  can it run here?
+//!    <------------------------------------ Accepted, or Refused
+//!    (further connections: Hello, Welcome)
+//!    Pages ...; PassEnded     ================================>
+//!    <------------------------------------------------ PassTaken   and so on, pass by pass
+//!    -- the guest is paused --
+//!    Pages ...; State; Sent   ================================>  all of it is taken on
+//!    <---------------------------------------------------- Ready
+//!    Commit                   --------------------------------->  from here on it is the target's
+//!    <------------------------------------------------- TakenOver  sent before the guest goes on
+//!    <--------------------------------------------------- Running
+//! ```
+//!
+//! Until it has sent `Commit` the source may go on with the guest at any time, after it has said
+//! `Cancel`. The target goes on with it only after `Commit`.
+
+mod message;
+
+pub use message::{Hello, Message, Purpose, Session, Standing};
+
+/// The version of what is said here.
+pub const PROTOCOL: u32 = 1;
