@@ -23,8 +23,13 @@
 //! Until it has sent `Commit` the source may go on with the guest at any time, after it has said
 //! `Cancel`. The target goes on with it only after `Commit`.
 
+mod handover;
 mod message;
 
+pub use handover::{
+    Decision, Refusal, Source, SourceAction, SourceEvent, SourceState, Target, TargetAction,
+    TargetEvent, TargetState,
+};
 pub use message::{Hello, Message, Purpose, Session, Standing};
 
 /// The version of what is said here.
