@@ -57,6 +57,8 @@
 //!   runs all the same: a failed connection does not come to an end in order for the source.
 //! - Once a new connection has come, nothing is read from the ones before it.
 
+#[cfg(test)]
+mod model;
 mod source;
 mod target;
 

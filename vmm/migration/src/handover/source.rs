@@ -106,7 +106,7 @@ pub enum SourceAction {
 /// The source's side of the hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
-    state: SourceState,
+    pub(super) state: SourceState,
     memory_follows: bool,
 }
 

@@ -100,7 +100,7 @@ pub enum TargetAction {
 /// The target's side of the hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
-    state: TargetState,
+    pub(super) state: TargetState,
     memory_missing: bool,
 }
 
