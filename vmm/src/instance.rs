@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use brume_api::config::VmConfig;
 use brume_api::{
     Answer, ApiMetrics, Controller, EventHub, Fault, InstanceInfo, LoadSnapshot, MachineEvent,
-    Reply, Request as ApiRequest, Section, VersionInfo,
+    ReceiveMigration, Reply, Request as ApiRequest, Section, VersionInfo,
 };
 use brume_mmds::SharedMmds;
 use brume_virtio::net::Tap;
@@ -380,6 +380,16 @@ impl Instance {
     pub fn restore(mut self, request: &LoadSnapshot) -> Result<Machine, LoadError> {
         let parts = self.try_load(request)?;
         Ok(self.into_machine(parts))
+    }
+
+    /// Begins to wait for a machine that comes from another process; it is there when
+    /// [`Instance::wait_for_start`] gives it.
+    ///
+    /// # Errors
+    ///
+    /// Nobody can listen there.
+    pub fn receive(&mut self, _request: &ReceiveMigration) -> Result<(), Fault> {
+        Err(Fault::new("A machine cannot be received yet."))
     }
 
     fn configure(&mut self, section: Section) -> Result<Answer, Fault> {
