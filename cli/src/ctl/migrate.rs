@@ -79,7 +79,7 @@ pub(super) struct MigrateArgs {
     #[command(flatten)]
     way: WayArgs,
     /// Begin the move and leave it alone
-    #[arg(long, requires = "to", conflicts_with = "report")]
+    #[arg(long, conflicts_with = "report")]
     detach: bool,
     /// Write a page with all numbers of the move, for a browser
     #[arg(long, value_name = "FILE", conflicts_with_all = ["change", "cancel", "resume", "decide"])]
@@ -119,18 +119,17 @@ struct LimitArgs {
 struct WayArgs {
     /// What moves first: memory (pre-copy), the machine (post-copy), or one pass over memory, then
     /// the machine, then the rest (hybrid) [default: pre-copy]
-    #[arg(long, requires = "to")]
+    #[arg(long, value_name = "HOW")]
     mode: Option<ModeArg>,
     /// How many connections carry memory, 1 to 16 [default: 1]
-    #[arg(long, value_name = "N", requires = "to",
-        value_parser = clap::value_parser!(u8).range(1..=16))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     connections: Option<u8>,
     /// How pages are made smaller on their way: as it is faster (auto), or as is said
     /// [default: auto]
-    #[arg(long, value_name = "HOW", requires = "to")]
+    #[arg(long, value_name = "HOW")]
     compression: Option<CompressionArg>,
     /// Move the contents of the disks too, which are not on storage that both sides reach
-    #[arg(long, requires = "to")]
+    #[arg(long)]
     with_disks: bool,
     #[command(flatten)]
     tls: TlsArgs,
@@ -225,8 +224,9 @@ impl MigrateArgs {
             let text = "limits belong to --to, or to --change for a move that was begun before";
             return Err(Failure::Arguments(text.into()));
         }
-        if self.way.tls_given() && self.to.is_none() {
-            let text = "certificates belong to --to: a move keeps those that it was begun with";
+        if self.to.is_none() && (self.way.given() || self.detach) {
+            let text = "--mode, --connections, --compression, --with-disks, --tls-* and --detach \
+                        belong to --to: a move keeps the way that it was begun in";
             return Err(Failure::Arguments(text.into()));
         }
         if let Some(to) = &self.to {
@@ -294,8 +294,10 @@ impl LimitArgs {
 }
 
 impl WayArgs {
-    fn tls_given(&self) -> bool {
-        !matches!(self.tls.tls(None), Ok(None))
+    fn given(&self) -> bool {
+        let tls = !matches!(self.tls.tls(None), Ok(None));
+        let way = self.mode.is_some() || self.connections.is_some() || self.compression.is_some();
+        way || self.with_disks || tls
     }
 }
 

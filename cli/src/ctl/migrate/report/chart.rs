@@ -272,8 +272,8 @@ mod tests {
             .collect();
         let svg = passes(&all);
         assert_eq!(svg.matches("class=\"dot\"").count(), 1000);
-        let labels = svg.matches(&format!("y=\"{}\" text-anchor", TOP + PLOT_HEIGHT + 18));
-        assert!(labels.count() <= MAX_LABELS);
+        let label = format!("y=\"{}\" text-anchor", TOP + PLOT_HEIGHT + 18);
+        assert!(svg.matches(&label).count() <= MAX_LABELS);
     }
 
     #[test]
