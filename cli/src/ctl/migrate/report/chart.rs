@@ -12,7 +12,7 @@ const WIDTH: u64 = 800;
 /// Of the picture of the passes.
 const HEIGHT: u64 = 320;
 const LEFT: u64 = 80;
-const RIGHT: u64 = 80;
+const RIGHT: u64 = 88;
 const TOP: u64 = 36;
 const BOTTOM: u64 = 44;
 const PLOT_WIDTH: u64 = WIDTH - LEFT - RIGHT;
@@ -27,7 +27,7 @@ fn top(max: u64) -> u64 {
     let least = max.div_ceil(STEPS).max(1);
     let mut magnitude: u64 = 1;
     loop {
-        for factor in [1, 2, 5] {
+        for factor in [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25] {
             let step = magnitude.saturating_mul(factor);
             if step >= least {
                 return step.saturating_mul(STEPS);
@@ -222,8 +222,8 @@ mod tests {
             (4, 4),
             (5, 8),
             (700, 800),
-            (41_000, 80_000),
-            (1_210_000_000, 2_000_000_000),
+            (41_000, 48_000),
+            (1_210_000_000, 1_600_000_000),
         ] {
             assert_eq!(top(max), expected, "{max}");
         }
@@ -243,16 +243,17 @@ mod tests {
             ..MigrationPass::default()
         };
         let svg = passes(&[pass(1, 400, 1_000_000_000), pass(2, 100, 2_000_000_000)]);
-        // The scale ends at 400 pages and at 2 GB/s; the plot is 240 high and begins at 36.
+        // The scale ends at 400 pages and at 2 GB/s; the plot is 240 high and begins at 36, and
+        // each pass has 316 of its width, of which a fifth is free on each side.
         assert!(
-            svg.contains("y=\"36\" width=\"192\" height=\"240\""),
+            svg.contains("y=\"36\" width=\"190\" height=\"240\""),
             "{svg}"
         );
         assert!(
-            svg.contains("y=\"216\" width=\"192\" height=\"60\""),
+            svg.contains("y=\"216\" width=\"190\" height=\"60\""),
             "{svg}"
         );
-        assert!(svg.contains("points=\"240,156 560,36\""), "{svg}");
+        assert!(svg.contains("points=\"238,156 554,36\""), "{svg}");
         assert!(
             svg.contains("<title>pass 2: 2.0 GB/s, 0.0 MiB</title>"),
             "{svg}"
