@@ -75,10 +75,11 @@ impl Progress {
         };
         let seconds = line.started.elapsed().as_secs_f32();
         let key = if line.console { "Ctrl-A x" } else { "Ctrl-C" };
-        // The erase comes first, so that a shorter line leaves nothing of a longer one.
+        // The erase comes first, so that a shorter line leaves nothing of a longer one. What the
+        // terminal has no room for is cut off: a second line could not be erased.
         let _ = write!(
             io::stderr(),
-            "\r\x1b[K{} … {seconds:.1} s ({key} ends it)",
+            "\r\x1b[K\x1b[?7l{} … {seconds:.1} s ({key} ends it)\x1b[?7h",
             line.text
         );
         true

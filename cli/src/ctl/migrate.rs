@@ -13,7 +13,6 @@ use brume_api::{
     MigrationStatus, OnTimeout, SendMigration,
 };
 use clap::{ArgGroup, Args, ValueEnum};
-use serde_json::Value;
 
 use self::report::Report;
 use super::{Ctl, print};
@@ -368,9 +367,7 @@ impl Ctl {
 
     fn show_migration(&self, seen: &Seen) -> Result<(), Failure> {
         if self.json {
-            // It is one line, whatever is in it.
-            let value: Result<Value, _> = serde_json::from_str(&seen.text);
-            return print(&value.map_or_else(|_| seen.text.clone(), |value| value.to_string()));
+            return print(seen.text.trim_end());
         }
         print(&text::summary(&seen.status))
     }

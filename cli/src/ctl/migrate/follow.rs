@@ -23,6 +23,9 @@ const AT_FIRST: Duration = Duration::from_secs(1);
 /// How often is asked later.
 const LATER: Duration = Duration::from_millis(100);
 const ERASE: &str = "\r\x1b[K";
+/// What a terminal has no room for is cut off: a second line could not be erased.
+const NO_WRAP: &str = "\x1b[?7l";
+const WRAP: &str = "\x1b[?7h";
 
 /// How following came to its end.
 enum Followed {
@@ -172,7 +175,8 @@ impl<W: Write> View<W> {
             }
         }
         if self.live && !status.phase.is_over() {
-            let _ = write!(self.output, "{ERASE}{}", text::live(status));
+            let line = text::live(status);
+            let _ = write!(self.output, "{ERASE}{NO_WRAP}{line}{WRAP}");
             let _ = self.output.flush();
         }
     }
@@ -326,7 +330,10 @@ mod tests {
     #[test]
     fn on_a_terminal_one_line_is_written_anew() {
         let run = run(&moved(), true, &[], true);
-        assert!(run.seen.contains(&format!("{ERASE}pre-copy, pass 2")));
+        assert!(
+            run.seen
+                .contains(&format!("{ERASE}{NO_WRAP}pre-copy, pass 2"))
+        );
         assert_eq!(run.seen.matches('\n').count(), 3, "{:?}", run.seen);
     }
 

@@ -49,9 +49,9 @@ pub(super) fn live(status: &MigrationStatus) -> String {
         MigrationPhase::PreCopy => {
             parts.push(format!("pass {}", status.pass));
             parts.extend(traffic(status));
-            parts.push(format!("guest writes {}", amount::rate(status.dirty_rate)));
+            parts.push(format!("dirtied {}", amount::rate(status.dirty_rate)));
             let expected = status.expected_downtime_us;
-            parts.extend(expected.map(|us| format!("{} downtime expected", amount::micros(us))));
+            parts.extend(expected.map(|us| format!("downtime {}", amount::micros(us))));
             if status.throttle_percent > 0 {
                 parts.push(format!("slowed by {} %", status.throttle_percent));
             }
@@ -69,10 +69,7 @@ pub(super) fn live(status: &MigrationStatus) -> String {
 }
 
 fn traffic(status: &MigrationStatus) -> [String; 2] {
-    [
-        format!("{} sent", amount::bytes(status.bytes)),
-        amount::rate(status.bandwidth),
-    ]
+    [amount::bytes(status.bytes), amount::rate(status.bandwidth)]
 }
 
 /// The line of a pass that is over.
@@ -255,8 +252,7 @@ mod tests {
     fn the_live_line_says_what_decides_about_the_end() {
         assert_eq!(
             live(&moving()),
-            "pre-copy, pass 3, 312.0 MiB sent, 1.2 GB/s, guest writes 120.0 MB/s, \
-             18.0 ms downtime expected"
+            "pre-copy, pass 3, 312.0 MiB, 1.2 GB/s, dirtied 120.0 MB/s, downtime 18.0 ms"
         );
         let slowed = MigrationStatus {
             throttle_percent: 20,
