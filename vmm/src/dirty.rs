@@ -16,6 +16,7 @@
 //! KVM's log is on as long as there is a reader: it makes the first write to each page slower and
 //! large pages small.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use brume_virtio::GuestMemory;
@@ -38,9 +39,11 @@ pub(crate) enum Reader {
     Rate,
     /// A snapshot that is being written while the machine runs: since the last pass.
     PreCopy,
+    /// A machine on its way to another process: what is still to be sent.
+    Transfer,
 }
 
-const READERS: usize = 4;
+const READERS: usize = 5;
 
 /// The journals of one machine.
 pub(crate) struct DirtyTracker {
@@ -152,17 +155,94 @@ impl DirtyTracker {
         Ok(pages)
     }
 
+    /// Begins a journal for `reader` with all pages in it. They are taken out of it piece by piece
+    /// with [`DirtyTracker::clear`] and [`DirtyTracker::take_words`], so nothing is done to all of
+    /// them at once.
+    ///
+    /// # Errors
+    ///
+    /// KVM does not keep a log.
+    pub(crate) fn start_full(&mut self, reader: Reader) -> Result<(), KvmError> {
+        if !self.is_logging()
+            && let Err(error) = self.vm.set_memory(true)
+        {
+            let _ = self.vm.set_memory(false);
+            return Err(error);
+        }
+        let full = PageSet::full(self.size);
+        *self.journal(reader) = Some(full);
+        Ok(())
+    }
+
+    /// What KVM's log has, which stays in it. What we wrote ourselves enters the journals.
+    ///
+    /// # Errors
+    ///
+    /// KVM does not show its log.
+    pub(crate) fn scan(&mut self) -> Result<PageSet, KvmError> {
+        if self.vm.log_mode == LogMode::ClearedByRead {
+            self.collect()?;
+            return Ok(PageSet::empty(self.size));
+        }
+        let ours = self.take_ours();
+        self.record(&ours);
+        self.read_log()
+    }
+
+    /// What KVM's log has of one region now, word by word.
+    ///
+    /// # Errors
+    ///
+    /// KVM does not show its log.
+    pub(crate) fn scan_region(&self, region: &Region) -> Result<Vec<u64>, KvmError> {
+        match self.vm.log_mode {
+            LogMode::ClearedByHand => self.read_region(region),
+            LogMode::ClearedByRead => Ok(vec![0; region.words().len()]),
+        }
+    }
+
+    /// Moves pages of `words`, a part of `region`'s, from KVM's log to the journals: those of
+    /// `seen`, which [`DirtyTracker::scan`] told. Their next write enters them into the log again.
+    ///
+    /// # Errors
+    ///
+    /// KVM does not clear them.
+    pub(crate) fn clear(
+        &mut self,
+        region: &Region,
+        words: Range<usize>,
+        seen: &PageSet,
+    ) -> Result<(), KvmError> {
+        let part = seen.words(words.clone());
+        if part.iter().all(|&word| word == 0) {
+            return Ok(());
+        }
+        for journal in self.journals.iter_mut().flatten() {
+            journal.insert_words(words.start, part);
+        }
+        let first = (words.start - region.words().start) as u64 * 64;
+        let pages = u32::try_from(part.len() * 64).unwrap_or(0);
+        self.vm.clear_dirty_log(region.slot, first, pages, part)
+    }
+
+    /// Takes the pages of `words` out of `reader`'s journal.
+    pub(crate) fn take_words(&mut self, reader: Reader, words: Range<usize>) -> Vec<u64> {
+        let journal = self.journal(reader).as_mut();
+        journal.map_or_else(Vec::new, |journal| journal.take_words(words))
+    }
+
     fn is_logging(&self) -> bool {
         self.journals.iter().any(Option::is_some)
     }
 
     fn journal(&mut self, reader: Reader) -> &mut Option<PageSet> {
-        let [snapshot, read_out, rate, pre_copy] = &mut self.journals;
+        let [snapshot, read_out, rate, pre_copy, transfer] = &mut self.journals;
         match reader {
             Reader::Snapshot => snapshot,
             Reader::ReadOut => read_out,
             Reader::Rate => rate,
             Reader::PreCopy => pre_copy,
+            Reader::Transfer => transfer,
         }
     }
 

@@ -11,7 +11,7 @@ mod pre_copy;
 mod snapshot;
 
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use brume_api::{Answer, Fault, MachineEvent, MemoryRequest, Request as ApiRequest};
@@ -114,7 +114,7 @@ pub struct Machine {
     pub(crate) sender: EventSender,
     queue: EventQueue,
     end: Option<Result<Ending, RunError>>,
-    pub(crate) tracker: DirtyTracker,
+    tracker: Arc<Mutex<DirtyTracker>>,
     pub(crate) vm: Arc<Vm>,
     pub(crate) memory: Arc<MachineMemory>,
     begin: Start,
@@ -146,7 +146,7 @@ impl Machine {
             sender,
             queue,
             end: None,
-            tracker: assembly.tracker,
+            tracker: Arc::new(Mutex::new(assembly.tracker)),
             vm: assembly.vm,
             memory: Arc::new(assembly.memory),
             begin: parts.start,
@@ -230,6 +230,11 @@ impl Machine {
             }
         }
         self.write_metrics();
+    }
+
+    /// Which pages were written. A machine that moves shares it with the thread that sends it.
+    fn tracker(&self) -> MutexGuard<'_, DirtyTracker> {
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes on a state and tells it.

@@ -128,6 +128,32 @@ impl PageSet {
         own.zip(words).for_each(|(own, other)| *own |= other);
     }
 
+    /// Some of its words; fewer if it has not got so many.
+    pub(crate) fn words(&self, words: Range<usize>) -> &[u64] {
+        let end = words.end.min(self.words.len());
+        self.words.get(words.start..end).unwrap_or_default()
+    }
+
+    /// Removes the pages of those words, and returns the words.
+    pub(crate) fn take_words(&mut self, words: Range<usize>) -> Vec<u64> {
+        let end = words.end.min(self.words.len());
+        let part = self.words.get_mut(words.start..end).unwrap_or_default();
+        let taken = part.to_vec();
+        part.fill(0);
+        taken
+    }
+
+    /// Keeps only the pages that `other` has too.
+    pub(crate) fn retain_all(&mut self, other: &Self) {
+        let own = self.words.iter_mut();
+        own.zip(&other.words).for_each(|(own, other)| *own &= other);
+    }
+
+    /// Whether it has no page.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.words.iter().all(|&word| word == 0)
+    }
+
     /// Adds the pages of another set.
     pub(crate) fn insert_all(&mut self, other: &Self) {
         self.insert_words(0, &other.words);

@@ -13,13 +13,17 @@
 mod create;
 mod error;
 mod hex;
+mod machine_state;
 mod mark;
 mod memory_file;
+mod prepared;
 mod raw;
 mod restore;
 mod sections;
 
-pub(crate) use create::{Paused, Writer, pages_in_use};
+pub(crate) use create::{Writer, pages_in_use};
 pub use error::{CreateError, LoadError};
 pub(crate) use hex::{Hex, by_number};
+pub(crate) use machine_state::{MachineState, Paused};
+pub(crate) use prepared::{GoOn, Identity, Prepared};
 pub(crate) use raw::Raw;

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use brume_snapshot::{Saved, UpgradeError};
 use kvm_bindings::{
@@ -163,6 +164,14 @@ impl VcpuState {
             cpuid: known.cpuid.as_slice().iter().copied().map(Raw).collect(),
             msrs,
         })
+    }
+
+    /// Lets the time stamp counter go on by `time`, if its rate is known.
+    pub(crate) fn advance(&mut self, time: Duration) {
+        let ticks = u128::from(self.tsc_khz.unwrap_or(0)) * time.as_nanos() / 1_000_000;
+        if let Some(tsc) = self.msrs.get_mut(&TSC) {
+            *tsc = tsc.wrapping_add(u64::try_from(ticks).unwrap_or(0));
+        }
     }
 
     /// Gives the state to a new vCPU; what it answers to CPUID is returned.

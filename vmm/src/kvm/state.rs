@@ -2,6 +2,8 @@
 //! The state of what a virtual machine has in KVM beside its vCPUs: interrupt controllers, interval
 //! timer, clock.
 
+use std::time::Duration;
+
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     kvm_clock_data, kvm_irqchip, kvm_pit_state2,
@@ -68,6 +70,12 @@ impl VmKvmState {
             pit: Raw(pit),
             clock: Raw(clock),
         })
+    }
+
+    /// Lets the clock go on by `time`.
+    pub(crate) fn advance(&mut self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(0);
+        self.clock.0.clock = self.clock.0.clock.saturating_add(nanos);
     }
 
     /// Gives the state to a machine whose vCPUs have theirs. With `realtime` the clock goes on as

@@ -50,17 +50,13 @@ impl Machine {
     }
 
     fn dirty_pages(&mut self, form: DirtyForm) -> Result<DirtyPages, Fault> {
-        let noted = match self
-            .tracker
-            .peek(Reader::ReadOut)
-            .map_err(|error| log_fault(&error))?
-        {
-            None => self
-                .tracker
-                .peek(Reader::Snapshot)
-                .map_err(|error| log_fault(&error))?,
+        let mut tracker = self.tracker();
+        let noted = match tracker.peek(Reader::ReadOut) {
+            Ok(None) => tracker.peek(Reader::Snapshot),
             noted => noted,
         };
+        drop(tracker);
+        let noted = noted.map_err(|error| log_fault(&error))?;
         let tracking = noted.is_some();
         let pages = match noted {
             Some(pages) => pages,
@@ -90,12 +86,13 @@ impl Machine {
     }
 
     fn set_tracking(&mut self, tracking: Tracking) -> Result<(), Fault> {
-        let on = self.tracker.is_on(Reader::ReadOut);
+        let mut tracker = self.tracker();
+        let on = tracker.is_on(Reader::ReadOut);
         match tracking {
             Tracking::On if on => Ok(()),
-            Tracking::On => self.tracker.start(Reader::ReadOut),
-            Tracking::Off => self.tracker.stop(Reader::ReadOut),
-            Tracking::Reset if on => self.tracker.start(Reader::ReadOut),
+            Tracking::On => tracker.start(Reader::ReadOut),
+            Tracking::Off => tracker.stop(Reader::ReadOut),
+            Tracking::Reset if on => tracker.start(Reader::ReadOut),
             Tracking::Reset => {
                 return Err(Fault::new(
                     "Written pages are not being noted, so there is nothing to reset: set \
@@ -152,7 +149,7 @@ impl Machine {
                         answer.";
             return call.answer(|_| Err(Fault::new(text)));
         }
-        if let Err(error) = self.tracker.start(Reader::Rate) {
+        if let Err(error) = self.tracker().start(Reader::Rate) {
             return call.answer(|_| Err(log_fault(&error)));
         }
         let sender = self.sender.clone();
@@ -165,7 +162,7 @@ impl Machine {
             });
         if let Err(error) = timer {
             // It was just begun.
-            let _ = self.tracker.stop(Reader::Rate);
+            let _ = self.tracker().stop(Reader::Rate);
             return call.answer(|_| Err(Fault::from_error(&error)));
         }
         let since = Instant::now();
@@ -177,9 +174,9 @@ impl Machine {
         let Some(RateWindow { call, since }) = self.rate.take() else {
             return;
         };
-        let written = self.tracker.peek(Reader::Rate);
+        let written = self.tracker().peek(Reader::Rate);
         let window = since.elapsed();
-        let stopped = self.tracker.stop(Reader::Rate);
+        let stopped = self.tracker().stop(Reader::Rate);
         call.answer(|_| {
             let pages = written
                 .map_err(|error| log_fault(&error))?

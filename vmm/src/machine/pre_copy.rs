@@ -88,9 +88,9 @@ impl Machine {
     fn first_pass(&mut self, order: &mut Order) -> Result<(Writer, PageSet), CreateError> {
         let writer = Writer::new(&order.request, &self.memory)?;
         // Before the pages are looked for: what is written from now on is for the next pass.
-        self.tracker.start(Reader::PreCopy)?;
+        self.tracker().start(Reader::PreCopy)?;
         if order.request.mem_file_path.is_some() {
-            order.taken = self.tracker.take(Reader::Snapshot)?;
+            order.taken = self.tracker().take(Reader::Snapshot)?;
         }
         let diff = order.request.snapshot_type == SnapshotType::Diff;
         let pages = match order.taken.as_ref().filter(|_| diff) {
@@ -126,7 +126,7 @@ impl Machine {
             return self.give_up(order, &CreateError::Ended);
         }
         let next = written.and_then(|(bytes, time)| {
-            let left = self.tracker.peek(Reader::PreCopy)?.unwrap_or_default();
+            let left = self.tracker().peek(Reader::PreCopy)?.unwrap_or_default();
             Ok(is_worth_a_pass(
                 bytes,
                 time,
@@ -137,12 +137,15 @@ impl Machine {
         // What a page is now has to replace what it was in a pass.
         writer.overwrite();
         match next {
-            Ok(true) => match self.tracker.take(Reader::PreCopy) {
-                Ok(pages) => {
-                    self.spawn_pass(order, writer, pages.unwrap_or_default(), number + 1);
+            Ok(true) => {
+                let pages = self.tracker().take(Reader::PreCopy);
+                match pages {
+                    Ok(pages) => {
+                        self.spawn_pass(order, writer, pages.unwrap_or_default(), number + 1);
+                    }
+                    Err(error) => self.give_up(order, &error.into()),
                 }
-                Err(error) => self.give_up(order, &error.into()),
-            },
+            }
             Ok(false) => self.finish_pre_copy(order, writer, number),
             Err(error) => self.give_up(order, &error),
         }
@@ -184,9 +187,9 @@ impl Machine {
             self.pause()?;
         }
         writer.mark(&self.memory)?;
-        let last = self.tracker.take(Reader::PreCopy)?.unwrap_or_default();
+        let last = self.tracker().take(Reader::PreCopy)?.unwrap_or_default();
         if let Some(taken) = &mut order.taken
-            && let Some(since) = self.tracker.take(Reader::Snapshot)?
+            && let Some(since) = self.tracker().take(Reader::Snapshot)?
         {
             taken.insert_all(&since);
         }
@@ -210,14 +213,14 @@ impl Machine {
     fn give_up(&mut self, order: Order, error: &CreateError) {
         self.end_pre_copy();
         if let Some(taken) = &order.taken {
-            self.tracker.put_back(Reader::Snapshot, taken);
+            self.tracker().put_back(Reader::Snapshot, taken);
         }
         order.call.answer(|_| Err(create_fault(error)));
     }
 
     fn end_pre_copy(&mut self) {
         self.saving = false;
-        if let Err(error) = self.tracker.stop(Reader::PreCopy) {
+        if let Err(error) = self.tracker().stop(Reader::PreCopy) {
             tracing::warn!("written pages go on being noted, which slows the guest: {error}");
         }
     }

@@ -43,13 +43,13 @@ impl Machine {
         writer.mark(&self.memory)?;
         // Without a file for the memory, what was written is still to be saved.
         let journal = match &request.mem_file_path {
-            Some(_) => self.tracker.take(Reader::Snapshot)?,
+            Some(_) => self.tracker().take(Reader::Snapshot)?,
             None => None,
         };
         let written = self.write_paused(request, writer, journal.as_ref());
         if let (Err(_), Some(journal)) = (&written, &journal) {
             // The next diff is since the last snapshot, and this was none.
-            self.tracker.put_back(Reader::Snapshot, journal);
+            self.tracker().put_back(Reader::Snapshot, journal);
         }
         written
     }

@@ -94,6 +94,19 @@ pub(crate) fn find(regions: &[Region], size: u64, wanted: Wanted) -> io::Result<
     Ok(pages)
 }
 
+/// The pages of one region that are `wanted`, numbered from 0.
+///
+/// # Errors
+///
+/// The kernel does not tell.
+pub(crate) fn find_in(region: &Region, wanted: Wanted) -> io::Result<PageSet> {
+    let region = Region {
+        offset: 0,
+        ..*region
+    };
+    find(&[region], region.size, wanted)
+}
+
 fn scan(pagemap: &File, region: &Region, wanted: Wanted, pages: &mut PageSet) -> io::Result<()> {
     let first = region.host_address as u64;
     let mut found = [Found::default(); BATCH];

@@ -8,41 +8,24 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use brume_api::config::VmConfig;
 use brume_api::{CreateSnapshot, SnapshotType};
 use brume_snapshot::memory_file::clone_file;
 use brume_snapshot::{NewFile, NewFileError, StateWriter, commit_pair};
-use brume_virtio::transport::RunningQueues;
 
 use super::error::CreateError;
 use super::mark::Mark;
 use super::memory_file::{self, Zeros};
-use super::sections::{MachineSection, MemorySection, VirtioSection, Witness};
-use crate::attach::NamedTransport;
-use crate::chipset::Chipset;
-use crate::cpu::VcpuHandle;
-use crate::kvm::{Vm, VmKvmState};
+use super::machine_state::Paused;
+use super::sections::{MachineSection, MemorySection, Witness};
 use crate::memory::pagemap::{self, Wanted};
 use crate::memory::{Backing, MachineMemory};
 use crate::page_set::PageSet;
 
 /// Pages among which a diff looks for one that it does not have: the first 4 MiB.
 const WITNESS_PAGES: Range<u64> = 0..1024;
-
-/// What a state is taken from: a paused machine.
-pub(crate) struct Paused<'a> {
-    pub(crate) config: &'a VmConfig,
-    pub(crate) memory: &'a MachineMemory,
-    pub(crate) vm: &'a Vm,
-    pub(crate) vcpus: &'a [VcpuHandle],
-    pub(crate) transports: &'a [NamedTransport],
-    /// What each of the transports has handed over.
-    pub(crate) queues: &'a [RunningQueues],
-    pub(crate) chipset: &'a Chipset,
-}
 
 /// The files of a snapshot that is being written.
 pub(crate) struct Writer {
@@ -193,8 +176,6 @@ impl Writer {
     ///
     /// KVM does not show it.
     pub(crate) fn state_of(&self, machine: &Paused<'_>) -> Result<Vec<u8>, CreateError> {
-        // All at once, so that none waits for another.
-        let vcpus: Vec<_> = machine.vcpus.iter().map(VcpuHandle::save).collect();
         let mut state = StateWriter::new();
         state.push(0, &machine_section(machine.config))?;
         state.push(
@@ -205,23 +186,7 @@ impl Writer {
                 witness: self.witness(machine.memory),
             },
         )?;
-        state.push(0, &VmKvmState::save(machine.vm)?)?;
-        for (id, vcpu) in (0..).zip(vcpus) {
-            let saved = vcpu.recv().map_err(|_| CreateError::VcpuEnded)?;
-            state.push(id, &saved?)?;
-        }
-        state.push(0, &machine.chipset.save())?;
-        for (id, (named, queues)) in (0..).zip(machine.transports.iter().zip(machine.queues)) {
-            let section = VirtioSection {
-                name: named.name.clone(),
-                transport: named
-                    .transport
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .save(queues),
-            };
-            state.push(id, &section)?;
-        }
+        machine.write(&mut state)?;
         Ok(state.finish())
     }
 

@@ -5,26 +5,20 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::PoisonError;
 
 use brume_api::config::{HugePages, VmConfig};
 use brume_api::{BackendType, LoadSnapshot};
 use brume_snapshot::memory_file::data_ranges;
 use brume_snapshot::{StateError, StateFile, left_behind};
-use brume_virtio::transport::RunningQueues;
-use kvm_ioctls::VcpuFd;
 
 use super::error::LoadError;
-use super::sections::{MachineSection, MemorySection, VirtioSection};
-use crate::assemble::{Assembly, Outside};
-use crate::build::{BuildError, BuildOptions};
-use crate::chipset::ChipsetState;
-use crate::cpu::{Known, VcpuHandle, VcpuState};
+use super::machine_state::MachineState;
+use super::prepared::{GoOn, Identity, Prepared};
+use super::sections::{MachineSection, MemorySection};
+use crate::build::BuildOptions;
 use crate::event::EventSender;
-use crate::generation;
 use crate::instance::Description;
-use crate::kvm::{Vm, VmKvmState};
-use crate::machine::{MachineParts, Start};
+use crate::machine::MachineParts;
 use crate::memory::{self, Backing, MachineMemory, Pages, uffd, working_set};
 use crate::page_set::{PAGE_SIZE, PageSet};
 
@@ -65,10 +59,7 @@ struct Saved {
     /// How the machine was configured, with the overrides of the request.
     config: VmConfig,
     memory: MemorySection,
-    kvm: VmKvmState,
-    vcpus: Vec<VcpuState>,
-    chipset: ChipsetState,
-    virtio: Vec<VirtioSection>,
+    state: MachineState,
 }
 
 impl Saved {
@@ -124,10 +115,7 @@ impl Saved {
         let saved = Self {
             config: machine.config,
             memory: file.take(0)?,
-            kvm: file.take(0)?,
-            vcpus: file.take_all()?,
-            chipset: file.take(0)?,
-            virtio: file.take_all()?,
+            state: MachineState::take(&mut file)?,
         };
         file.finish()?;
         Ok(saved)
@@ -135,10 +123,10 @@ impl Saved {
 
     fn check(&self) -> Result<(), LoadError> {
         let vcpus = self.config.machine_config.vcpu_count;
-        if self.vcpus.len() != usize::from(vcpus) {
+        if self.state.vcpus.len() != usize::from(vcpus) {
             return Err(LoadError::Contradiction(format!(
                 "it has the state of {} vCPUs and is of a machine with {vcpus}",
-                self.vcpus.len()
+                self.state.vcpus.len()
             )));
         }
         let size = self.config.machine_config.memory_bytes();
@@ -232,89 +220,15 @@ impl Saved {
             serial: own.serial.clone(),
             ..self.config.clone()
         };
-        config.validate().map_err(BuildError::from)?;
         description.config = config;
-        let outside = Outside {
-            console: options.console,
-            clock: options.clock,
+        let prepared = Prepared::new(description, memory, options, sender)?;
+        let go_on = GoOn {
+            clock_realtime: request.clock_realtime,
+            // From here on this is another machine than the one that was saved.
+            identity: Identity::Renewed,
+            resume: request.resume_vm,
         };
-        let assembly = Assembly::new(description, memory, outside, sender)?;
-        // From here on this is another machine than the one that was saved.
-        generation::renew(&assembly.memory.guest).map_err(BuildError::from)?;
-        let vcpus = self.restore_vcpus(&assembly.vm)?;
-        let queues = self.restore_rest(&assembly, request.clock_realtime)?;
-        let vcpus = (0..)
-            .zip(vcpus)
-            .map(|(index, vcpu)| {
-                let (vcpu, known) = vcpu;
-                VcpuHandle::spawn(index, vcpu, known, assembly.buses.clone(), sender.clone())
-            })
-            .collect::<Result<_, _>>()
-            .map_err(BuildError::from)?;
-        Ok(MachineParts {
-            vcpus,
-            assembly,
-            start: Start::Restored {
-                queues,
-                resume: request.resume_vm,
-            },
-        })
-    }
-
-    /// Makes the vCPUs, each in its state.
-    fn restore_vcpus(&self, vm: &Vm) -> Result<Vec<(VcpuFd, Known)>, LoadError> {
-        // All are there before the first gets its counter: KVM holds the counters of vCPUs together
-        // that are set one after the other, but a new vCPU begins at 0, and ends that.
-        let made: Vec<_> = (0..)
-            .zip(&self.vcpus)
-            .map(|(index, _)| vm.create_vcpu(index))
-            .collect::<Result<_, _>>()
-            .map_err(BuildError::from)?;
-        let states = (0..).zip(made).zip(&self.vcpus);
-        let restored = states.map(|((index, vcpu), state)| {
-            let restored = state.restore(&vcpu, &vm.cpuid);
-            let cpuid = restored.map_err(|source| LoadError::Vcpu { index, source })?;
-            Ok((vcpu, vm.known(cpuid)))
-        });
-        restored.collect()
-    }
-
-    /// Gives KVM and the devices their state, after the vCPUs.
-    fn restore_rest(
-        self,
-        assembly: &Assembly,
-        clock_realtime: bool,
-    ) -> Result<Vec<RunningQueues>, LoadError> {
-        let transports = &assembly.transports;
-        self.kvm.restore(&assembly.vm, clock_realtime)?;
-        generation::notify(&assembly.vm).map_err(BuildError::from)?;
-        assembly.chipset.restore(self.chipset)?;
-        if self.virtio.len() != transports.len() {
-            return Err(LoadError::Contradiction(format!(
-                "it has the state of {} virtio devices and is of a machine with {}",
-                self.virtio.len(),
-                transports.len()
-            )));
-        }
-        let mut queues = Vec::new();
-        for (named, saved) in transports.iter().zip(self.virtio) {
-            let name = saved.name;
-            if name != named.name {
-                return Err(LoadError::Contradiction(format!(
-                    "it has the state of device \"{name}\" in the place of \"{}\"",
-                    named.name
-                )));
-            }
-            let mut transport = named
-                .transport
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let running = transport
-                .restore(saved.transport)
-                .map_err(|source| LoadError::Device { name, source })?;
-            queues.push(running);
-        }
-        Ok(queues)
+        prepared.load(self.state, &go_on)
     }
 }
 
@@ -358,7 +272,11 @@ mod tests {
     use brume_snapshot::{Saved as Section, StateWriter};
     use serde_json::{Value, json};
 
+    use super::super::sections::VirtioSection;
     use super::*;
+    use crate::chipset::ChipsetState;
+    use crate::cpu::VcpuState;
+    use crate::kvm::VmKvmState;
 
     /// The same machine, written by each version that there was.
     const GOLDEN: [&[u8]; 3] = [
@@ -379,8 +297,8 @@ mod tests {
         for golden in GOLDEN {
             let saved = Saved::of(StateFile::parse(golden).unwrap()).unwrap();
             saved.check().unwrap();
-            assert_eq!(saved.vcpus.len(), 2);
-            let names: Vec<_> = saved.virtio.iter().map(|device| &device.name).collect();
+            assert_eq!(saved.state.vcpus.len(), 2);
+            let names: Vec<_> = saved.state.virtio.iter().map(|device| &device.name).collect();
             assert_eq!(names, ["disk", "balloon", "vsock", "entropy"]);
         }
     }

@@ -1,0 +1,494 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One connection that carries frames.
+
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::frame::{HEADER, Header, Kind, verify};
+use crate::link::{Closer, Link};
+use crate::message::{Hello, Message, Purpose, Session};
+use crate::pages::{PageBatch, PagesIn};
+use crate::{OLDEST_PROTOCOL, PROTOCOL};
+
+/// The most that is read for a frame before any of it has come, in bytes.
+const STEP: usize = 1 << 20;
+/// The most of a state that goes into a frame, in bytes.
+const STATE_PART: usize = 1 << 20;
+
+/// A connection that does not carry what it should.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// The other side has closed it, and everything that it had sent has been read.
+    #[error("the other side has closed the connection")]
+    Closed,
+    /// It broke. What the other side has sent may be lost.
+    #[error("the connection broke")]
+    Lost(#[source] io::Error),
+    /// Nothing has moved for too long.
+    #[error("the other side has neither sent nor taken anything for too long")]
+    TimedOut,
+    /// It was changed on its way.
+    #[error("what came is not what was sent: the checksum is wrong")]
+    Checksum,
+    /// It is somebody else.
+    #[error("the other side does not speak brume's migration protocol")]
+    Magic,
+    /// It makes no sense.
+    #[error("the other side has sent {0}")]
+    Malformed(&'static str),
+    /// It is more than it may be.
+    #[error("the other side has announced {length} bytes where there may be {most}")]
+    TooLong {
+        /// What it has announced.
+        length: u32,
+        /// What it may.
+        most: u32,
+    },
+    /// A message that is none.
+    #[error("the other side has sent a message that is not understood")]
+    Message(#[source] serde_json::Error),
+    /// It does not want us.
+    #[error("the other side refuses: {}", .0.join("; "))]
+    Refused(Vec<String>),
+    /// It is not what comes now.
+    #[error("the other side has sent {0} out of turn")]
+    OutOfTurn(&'static str),
+}
+
+/// A frame that has come.
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// A message.
+    Message(Message),
+    /// Pages.
+    Pages(PagesIn<'a>),
+    /// A part of a machine's state.
+    State {
+        /// Where in the state it is, in bytes.
+        offset: u64,
+        /// Whether it is the last one.
+        last: bool,
+        /// What it is.
+        bytes: &'a [u8],
+    },
+    /// Pages that follow later, as words of a bitmap: bit `n` of word `m` is page `64 m + n`.
+    Missing {
+        /// The number of the first word.
+        first_word: u64,
+        /// The words, little endian.
+        bytes: &'a [u8],
+    },
+    /// Pages that are wanted now.
+    Need {
+        /// The first.
+        first: u64,
+        /// How many.
+        pages: u32,
+    },
+    /// Blocks of a drive.
+    Disk {
+        /// The number of the drive.
+        drive: u32,
+        /// Where on it they are, in bytes.
+        offset: u64,
+        /// What they are.
+        bytes: &'a [u8],
+    },
+}
+
+impl Received<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Message(_) => "a message",
+            Self::Pages(_) => "pages",
+            Self::State { .. } => "a machine's state",
+            Self::Missing { .. } => "a list of missing pages",
+            Self::Need { .. } => "a request for pages",
+            Self::Disk { .. } => "blocks of a disk",
+        }
+    }
+}
+
+/// A connection that carries frames.
+#[derive(Debug)]
+pub struct Channel {
+    link: Link,
+    /// The payload that has come last.
+    payload: Vec<u8>,
+    /// The table of runs that was sent last.
+    table: Vec<u8>,
+    sent: u64,
+    received: u64,
+}
+
+impl Channel {
+    /// Frames over `link`.
+    pub fn new(link: Link) -> Self {
+        Self {
+            link,
+            payload: Vec::new(),
+            table: Vec::new(),
+            sent: 0,
+            received: 0,
+        }
+    }
+
+    /// What is below.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// How long the other side may let us wait.
+    ///
+    /// # Errors
+    ///
+    /// The socket does not take it.
+    pub fn set_limit(&mut self, limit: Duration) -> Result<(), ChannelError> {
+        self.link.set_limit(limit).map_err(ChannelError::Lost)
+    }
+
+    /// Waits for something to receive, or the end; `false` if that takes longer than `limit`.
+    ///
+    /// # Errors
+    ///
+    /// The host does not tell.
+    pub fn wait(&mut self, limit: Duration) -> Result<bool, ChannelError> {
+        self.link.wait_readable(limit).map_err(ChannelError::Lost)
+    }
+
+    /// What ends it from another thread.
+    ///
+    /// # Errors
+    ///
+    /// The process has no more descriptors.
+    pub fn closer(&self) -> Result<Closer, ChannelError> {
+        self.link.closer().map_err(ChannelError::Lost)
+    }
+
+    /// Bytes that were sent.
+    pub fn bytes_sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Bytes that have come.
+    pub fn bytes_received(&self) -> u64 {
+        self.received
+    }
+
+    /// Sends a message; how many bytes that took.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it.
+    pub fn send(&mut self, message: &Message) -> Result<u64, ChannelError> {
+        let text = serde_json::to_vec(message).map_err(ChannelError::Message)?;
+        self.frame(Kind::Message, 0, 0, [&text, &[]])
+    }
+
+    /// Sends pages; how many bytes that took.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take them.
+    pub fn send_pages(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
+        let mut table = std::mem::take(&mut self.table);
+        let count = batch.table(&mut table);
+        let sent = self.frame(Kind::Pages, count, 0, [&table, batch.data()]);
+        self.table = table;
+        sent
+    }
+
+    /// Sends the state of a machine; how many bytes that took.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it.
+    pub fn send_state(&mut self, state: &[u8]) -> Result<u64, ChannelError> {
+        let mut sent = 0;
+        let mut offset = 0;
+        let mut parts = state.chunks(STATE_PART).peekable();
+        while let Some(part) = parts.next() {
+            let last = u32::from(parts.peek().is_none());
+            sent += self.frame(Kind::State, last, offset, [part, &[]])?;
+            offset += part.len() as u64;
+        }
+        Ok(sent)
+    }
+
+    /// Tells which pages follow later; how many bytes that took.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it.
+    pub fn send_missing(&mut self, words: &[u64]) -> Result<u64, ChannelError> {
+        const PART: usize = STEP / 8;
+        let mut sent = 0;
+        for (index, part) in words.chunks(PART).enumerate() {
+            let bytes: Vec<u8> = part.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let first = (index * PART) as u64;
+            sent += self.frame(Kind::Missing, 0, first, [&bytes, &[]])?;
+        }
+        Ok(sent)
+    }
+
+    /// Asks for pages.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it.
+    pub fn send_need(&mut self, first: u64, pages: u32) -> Result<u64, ChannelError> {
+        self.frame(Kind::Need, pages, first, [&[], &[]])
+    }
+
+    /// Sends blocks of a drive, at most 1 MiB; how many bytes that took.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take them.
+    pub fn send_disk(
+        &mut self,
+        drive: u32,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<u64, ChannelError> {
+        self.frame(Kind::Disk, drive, offset, [bytes, &[]])
+    }
+
+    fn frame(
+        &mut self,
+        kind: Kind,
+        count: u32,
+        argument: u64,
+        parts: [&[u8]; 2],
+    ) -> Result<u64, ChannelError> {
+        let [first, second] = parts;
+        let header = Header {
+            kind,
+            codec: 0,
+            length: u32::try_from(first.len() + second.len()).unwrap_or(u32::MAX),
+            count,
+            argument,
+        };
+        let header = header.encode(parts);
+        let mut slices = [&header[..], first, second].map(IoSlice::new);
+        let mut left = &mut slices[..];
+        let bytes = (HEADER + first.len() + second.len()) as u64;
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match self.link.write_vectored(left) {
+                Ok(0) => return Err(ChannelError::Closed),
+                Ok(written) => IoSlice::advance_slices(&mut left, written),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.write_error(error)),
+            }
+        }
+        self.sent += bytes;
+        Ok(bytes)
+    }
+
+    /// What an error in writing means. What the other side has said before its end can still be
+    /// read, so only a read can tell that it has closed in order.
+    fn write_error(&self, error: io::Error) -> ChannelError {
+        match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => ChannelError::TimedOut,
+            _ => ChannelError::Lost(error),
+        }
+    }
+
+    /// Waits for a frame.
+    ///
+    /// # Errors
+    ///
+    /// None comes, or it is not what it should be.
+    pub fn receive(&mut self) -> Result<Received<'_>, ChannelError> {
+        let mut bytes = [0; HEADER];
+        self.read(&mut bytes, true)?;
+        let header = Header::decode(&bytes)?;
+        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+        let mut payload = std::mem::take(&mut self.payload);
+        let read = self.read_payload(&mut payload, length);
+        self.payload = payload;
+        read?;
+        self.received += (HEADER + length) as u64;
+        verify(&bytes, &self.payload)?;
+        understand(&header, &self.payload)
+    }
+
+    /// Waits for a message.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Channel::receive`], or something else has come.
+    pub fn receive_message(&mut self) -> Result<Message, ChannelError> {
+        match self.receive()? {
+            Received::Message(message) => Ok(message),
+            other => Err(ChannelError::OutOfTurn(other.name())),
+        }
+    }
+
+    /// Reads so many bytes; room for them is made as they come.
+    fn read_payload(&mut self, payload: &mut Vec<u8>, length: usize) -> Result<(), ChannelError> {
+        if payload.len() < length {
+            let mut have = payload.len().min(length);
+            self.read(payload.get_mut(..have).unwrap_or_default(), false)?;
+            while have < length {
+                let next = length.min(have + STEP);
+                payload.resize(next, 0);
+                self.read(payload.get_mut(have..).unwrap_or_default(), false)?;
+                have = next;
+            }
+            return Ok(());
+        }
+        payload.truncate(length);
+        self.read(payload, false)
+    }
+
+    /// Fills `buffer`. Only between two frames is the end of the connection an orderly one.
+    fn read(&mut self, buffer: &mut [u8], between: bool) -> Result<(), ChannelError> {
+        let mut rest = buffer;
+        let mut nothing_yet = between;
+        while !rest.is_empty() {
+            match self.link.read(rest) {
+                Ok(0) if nothing_yet => return Err(ChannelError::Closed),
+                Ok(0) => return Err(ChannelError::Lost(ErrorKind::UnexpectedEof.into())),
+                Ok(count) => {
+                    nothing_yet = false;
+                    let (_, after) = rest.split_at_mut(count);
+                    rest = after;
+                }
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                        return Err(ChannelError::TimedOut);
+                    }
+                    // A unix socket whose other end is gone, with all read that was in it; what we
+                    // had sent was not.
+                    ErrorKind::ConnectionReset if nothing_yet && self.link.is_local() => {
+                        return Err(ChannelError::Closed);
+                    }
+                    _ => return Err(ChannelError::Lost(error)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Says who we are and what this connection is for, to the target.
+    ///
+    /// # Errors
+    ///
+    /// It is somebody else, of another version, or does not want us.
+    pub fn greet(&mut self, session: &Session, purpose: Purpose) -> Result<(), ChannelError> {
+        self.send(&Message::Hello(Hello {
+            protocol: PROTOCOL,
+            oldest: OLDEST_PROTOCOL,
+            brume: env!("CARGO_PKG_VERSION").into(),
+            session: session.clone(),
+            purpose,
+        }))?;
+        match self.receive_message()? {
+            Message::Welcome { protocol, .. }
+                if (OLDEST_PROTOCOL..=PROTOCOL).contains(&protocol) =>
+            {
+                Ok(())
+            }
+            Message::Refused { reasons } => Err(ChannelError::Refused(reasons)),
+            _ => Err(ChannelError::OutOfTurn("another message than a welcome")),
+        }
+    }
+
+    /// Hears who a source is. It is to be answered with [`Channel::welcome`] or with a refusal.
+    ///
+    /// # Errors
+    ///
+    /// It is somebody else, or of another version, which it is told.
+    pub fn meet(&mut self) -> Result<Hello, ChannelError> {
+        let Message::Hello(hello) = self.receive_message()? else {
+            return Err(ChannelError::OutOfTurn("another message than a greeting"));
+        };
+        if hello.oldest > PROTOCOL || hello.protocol < OLDEST_PROTOCOL {
+            let reason = format!(
+                "the source (brume {}) speaks versions {} to {} of the migration protocol, the \
+                 target (brume {}) versions {OLDEST_PROTOCOL} to {PROTOCOL}",
+                hello.brume,
+                hello.oldest,
+                hello.protocol,
+                env!("CARGO_PKG_VERSION")
+            );
+            return Err(self.refuse(vec![reason]));
+        }
+        Ok(hello)
+    }
+
+    /// Lets a source go on.
+    ///
+    /// # Errors
+    ///
+    /// It has gone.
+    pub fn welcome(&mut self, hello: &Hello) -> Result<(), ChannelError> {
+        self.send(&Message::Welcome {
+            protocol: hello.protocol.min(PROTOCOL),
+            brume: env!("CARGO_PKG_VERSION").into(),
+        })?;
+        Ok(())
+    }
+
+    /// Sends a source away; the error that says so here.
+    pub fn refuse(&mut self, reasons: Vec<String>) -> ChannelError {
+        let refused = self.send(&Message::Refused {
+            reasons: reasons.clone(),
+        });
+        refused.map_or_else(|error| error, |_| ChannelError::Refused(reasons))
+    }
+}
+
+fn understand<'a>(header: &Header, payload: &'a [u8]) -> Result<Received<'a>, ChannelError> {
+    let Header {
+        kind,
+        codec,
+        count,
+        argument,
+        ..
+    } = *header;
+    if codec != 0 {
+        return Err(ChannelError::Malformed("pages in a form that is unknown"));
+    }
+    Ok(match kind {
+        Kind::Message => {
+            let message = serde_json::from_slice(payload).map_err(ChannelError::Message)?;
+            Received::Message(message)
+        }
+        Kind::Pages => {
+            let length = PagesIn::table_length(count)?;
+            let (table, data) = payload
+                .split_at_checked(length)
+                .ok_or(ChannelError::Malformed(
+                    "a table of pages that is longer than its frame",
+                ))?;
+            Received::Pages(PagesIn::new(table, data)?)
+        }
+        Kind::State => Received::State {
+            offset: argument,
+            last: count != 0,
+            bytes: payload,
+        },
+        Kind::Missing => Received::Missing {
+            first_word: argument,
+            bytes: payload,
+        },
+        Kind::Need => Received::Need {
+            first: argument,
+            pages: count,
+        },
+        Kind::Disk => Received::Disk {
+            drive: count,
+            offset: argument,
+            bytes: payload,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests;

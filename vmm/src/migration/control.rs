@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a client can do to a move that is under way: change its limits, call it off, decide.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use brume_api::{MigrationDecision, MigrationPatch, OnTimeout, SendMigration};
+use brume_migration::{Closer, RateLimit};
+
+/// What may be changed meanwhile.
+#[derive(Clone, Debug)]
+pub(super) struct Limits {
+    /// How long the guest may stand still.
+    pub(super) max_downtime: Duration,
+    /// When something else has to happen, if ever.
+    pub(super) deadline: Option<Instant>,
+    pub(super) on_timeout: OnTimeout,
+    pub(super) auto_converge: bool,
+}
+
+/// The client's side of a move. Clones are of the same move.
+#[derive(Clone)]
+pub(crate) struct Control(Arc<Inner>);
+
+struct Inner {
+    begun: Instant,
+    /// The most bytes per second.
+    rate: RateLimit,
+    cancelled: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    limits: Limits,
+    connections: Connections,
+    decision: Option<MigrationDecision>,
+    resume: Option<String>,
+}
+
+/// What becomes of connections when the move is called off.
+enum Connections {
+    /// They are closed, so that nobody waits in them.
+    Open(Vec<Closer>),
+    /// Nothing: how they end means something now.
+    Guarded,
+}
+
+impl Control {
+    /// For a machine that is sent.
+    pub(crate) fn sending(request: &SendMigration) -> Self {
+        let begun = Instant::now();
+        Self::new(
+            begun,
+            request.bandwidth_limit,
+            Limits {
+                max_downtime: Duration::from_millis(request.max_downtime_ms.into()),
+                deadline: deadline(begun, request.timeout_s),
+                on_timeout: request.on_timeout,
+                auto_converge: request.auto_converge,
+            },
+        )
+    }
+
+    /// For a machine that is awaited.
+    pub(crate) fn receiving() -> Self {
+        let limits = Limits {
+            max_downtime: Duration::ZERO,
+            deadline: None,
+            on_timeout: OnTimeout::Cancel,
+            auto_converge: false,
+        };
+        Self::new(Instant::now(), 0, limits)
+    }
+
+    fn new(begun: Instant, bandwidth: u64, limits: Limits) -> Self {
+        Self(Arc::new(Inner {
+            begun,
+            rate: RateLimit::new(bandwidth),
+            cancelled: AtomicBool::new(false),
+            state: Mutex::new(State {
+                limits,
+                connections: Connections::Open(Vec::new()),
+                decision: None,
+                resume: None,
+            }),
+            changed: Condvar::new(),
+        }))
+    }
+
+    /// Changes what `patch` names.
+    pub(crate) fn patch(&self, patch: &MigrationPatch) {
+        if let Some(bandwidth) = patch.bandwidth_limit {
+            self.0.rate.set(bandwidth);
+        }
+        let mut state = self.lock();
+        let limits = &mut state.limits;
+        if let Some(downtime) = patch.max_downtime_ms {
+            limits.max_downtime = Duration::from_millis(downtime.into());
+        }
+        if let Some(timeout) = patch.timeout_s {
+            limits.deadline = deadline(self.0.begun, timeout);
+        }
+        if let Some(on_timeout) = patch.on_timeout {
+            limits.on_timeout = on_timeout;
+        }
+        if let Some(converge) = patch.auto_converge {
+            limits.auto_converge = converge;
+        }
+        if patch.resume.is_some() {
+            state.resume.clone_from(&patch.resume);
+        }
+        if patch.decision.is_some() {
+            state.decision = patch.decision;
+        }
+        self.0.changed.notify_all();
+    }
+
+    /// Calls it off, as soon as that can be.
+    pub(crate) fn cancel(&self) {
+        self.0.cancelled.store(true, Ordering::Release);
+        if let Connections::Open(closers) = &self.lock().connections {
+            closers.iter().for_each(Closer::close);
+        }
+        self.0.changed.notify_all();
+    }
+
+    /// Whether it was called off.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::Acquire)
+    }
+
+    /// The limits as they are now.
+    pub(super) fn limits(&self) -> Limits {
+        self.lock().limits.clone()
+    }
+
+    /// The limit on bytes per second.
+    pub(super) fn rate(&self) -> &RateLimit {
+        &self.0.rate
+    }
+
+    /// Has `closer` called if the move is called off.
+    pub(super) fn watch(&self, closer: Closer) {
+        let mut state = self.lock();
+        if let Connections::Open(closers) = &mut state.connections {
+            if self.is_cancelled() {
+                closer.close();
+            }
+            closers.push(closer);
+        }
+    }
+
+    /// From now on a connection's end means something, so that it must not come of a cancel.
+    pub(super) fn guard_connections(&self) {
+        self.lock().connections = Connections::Guarded;
+    }
+
+    /// Connections may be closed again.
+    pub(super) fn forget_connections(&self) {
+        self.lock().connections = Connections::Open(Vec::new());
+    }
+
+    /// What a person has decided, once; waits for it that long.
+    pub(super) fn decision(&self, limit: Duration) -> Option<MigrationDecision> {
+        let state = self.lock();
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(state, limit, |state| state.decision.is_none());
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.decision.take()
+    }
+
+    /// Where a person wants it to go on, once; waits for it that long.
+    pub(super) fn resume(&self, limit: Duration) -> Option<String> {
+        let state = self.lock();
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(state, limit, |state| state.resume.is_none());
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.resume.take()
+    }
+
+    /// Waits so long, or until it is called off.
+    pub(super) fn sleep(&self, time: Duration) {
+        let state = self.lock();
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(state, time, |_| !self.is_cancelled());
+        drop(waited);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn deadline(begun: Instant, timeout_s: u32) -> Option<Instant> {
+    (timeout_s > 0).then(|| begun + Duration::from_secs(timeout_s.into()))
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What two sides agree on before memory moves: what the machine is made of, and whether the target
+//! has all that it needs.
+
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom};
+
+use brume_api::config::VmConfig;
+use brume_api::{Fault, MigrationMode, ReceiveMigration};
+use brume_snapshot::Saved;
+use kvm_bindings::kvm_cpuid_entry2;
+use serde::{Deserialize, Serialize};
+
+use super::sections::MetadataSection;
+use crate::chipset::ChipsetState;
+use crate::cpu::{VcpuState, missing_features, tsc_rates_fit};
+use crate::kvm::VmKvmState;
+use crate::snapshot::{Prepared, Raw, VirtioSection};
+
+/// Where Linux tells how much memory can still be used.
+const MEMINFO: &str = "/proc/meminfo";
+
+/// What the source tells of the machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Offer {
+    /// What it is made from, with the files and TAPs of the source. Where its log and its metrics
+    /// go is left out.
+    pub(super) config: VmConfig,
+    /// The size of its memory in bytes.
+    pub(super) memory: u64,
+    /// How much of its memory is in use, in bytes, as far as is known.
+    pub(super) memory_in_use: u64,
+    /// The sections of its state, with their versions.
+    pub(super) sections: Vec<(String, u32)>,
+    /// `struct kvm_cpuid_entry2` for each leaf that its vCPUs answer.
+    pub(super) cpuid: Vec<Raw<kvm_cpuid_entry2>>,
+    /// The rate of their time stamp counters in kHz, where KVM can tell.
+    pub(super) tsc_khz: Option<u32>,
+    /// The drives.
+    pub(super) drives: Vec<DriveOffer>,
+    /// In which order memory and machine move.
+    pub(super) mode: MigrationMode,
+    /// Whether memory may follow in the end although it was not to.
+    pub(super) may_follow: bool,
+    /// How many connections carry memory.
+    pub(super) connections: u8,
+    /// Whether the contents of the drives move too.
+    pub(super) with_disks: bool,
+    /// Whether the machine is paused, and is to stay so.
+    pub(super) paused: bool,
+}
+
+/// What is behind a drive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DriveOffer {
+    /// Its id.
+    pub(super) id: String,
+    /// Its size in bytes, if there is a file behind it.
+    pub(super) size: Option<u64>,
+}
+
+/// The sections that this version of brume writes.
+pub(super) fn own_sections() -> Vec<(String, u32)> {
+    fn of<T: Saved>() -> (String, u32) {
+        (T::KIND.into(), T::VERSION)
+    }
+    vec![
+        of::<VmKvmState>(),
+        of::<VcpuState>(),
+        of::<ChipsetState>(),
+        of::<VirtioSection>(),
+        of::<MetadataSection>(),
+    ]
+}
+
+/// The drives of a machine, as they are on this host.
+pub(super) fn drives_of(config: &VmConfig) -> Vec<DriveOffer> {
+    let offer = |drive: &brume_api::config::Drive| DriveOffer {
+        id: drive.drive_id.clone(),
+        size: drive.path_on_host.as_ref().and_then(|path| {
+            // A block device has its size at its end only.
+            let mut file = File::open(path).ok()?;
+            file.seek(SeekFrom::End(0)).ok()
+        }),
+    };
+    config.drives.iter().map(offer).collect()
+}
+
+impl Offer {
+    /// The machine as it would be made here.
+    ///
+    /// # Errors
+    ///
+    /// What the client wants to be otherwise is not there.
+    pub(super) fn config_for(&self, request: &ReceiveMigration) -> Result<VmConfig, Vec<String>> {
+        let mut config = self.config.clone();
+        let mut reasons = Vec::new();
+        for change in &request.network_overrides {
+            let mut interfaces = config.network_interfaces.iter_mut();
+            match interfaces.find(|interface| interface.iface_id == change.iface_id) {
+                Some(interface) => interface.host_dev_name = Some(change.host_dev_name.clone()),
+                None => reasons.push(format!(
+                    "the target wants another TAP for network interface \"{}\", which the machine \
+                     does not have",
+                    change.iface_id
+                )),
+            }
+        }
+        for change in &request.drive_overrides {
+            let mut drives = config.drives.iter_mut();
+            match drives.find(|drive| drive.drive_id == change.drive_id) {
+                Some(drive) => drive.path_on_host = Some(change.path_on_host.clone()),
+                None => reasons.push(format!(
+                    "the target wants another file for drive \"{}\", which the machine does not \
+                     have",
+                    change.drive_id
+                )),
+            }
+        }
+        if let Some(change) = &request.vsock_override {
+            match &mut config.vsock {
+                Some(vsock) => vsock.uds_path.clone_from(&change.uds_path),
+                None => reasons.push(
+                    "the target wants another socket for the socket device, which the machine \
+                     does not have"
+                        .into(),
+                ),
+            }
+        }
+        config.machine_config.track_dirty_pages = request.track_dirty_pages;
+        if reasons.is_empty() {
+            Ok(config)
+        } else {
+            Err(reasons)
+        }
+    }
+
+    /// What is missing here, before anything is made; `config` is the machine as it would be here.
+    pub(super) fn misfits(&self, config: &VmConfig) -> Vec<String> {
+        let mut reasons = self.unknown_sections();
+        if config.machine_config.memory_bytes() != self.memory {
+            reasons.push(format!(
+                "the source offers {} bytes of memory for a machine with {}",
+                self.memory,
+                config.machine_config.memory_bytes()
+            ));
+        }
+        if let Err(error) = config.validate() {
+            let why = Fault::from_error(&error).message;
+            reasons.push(format!("the machine is none that can be made here: {why}"));
+        }
+        if let Some(available) = available_memory()
+            && available < self.memory_in_use
+        {
+            reasons.push(format!(
+                "the machine uses {} MiB of memory and the target's host has {} MiB left",
+                self.memory_in_use >> 20,
+                available >> 20
+            ));
+        }
+        if !self.with_disks {
+            reasons.extend(self.drive_misfits(config));
+        }
+        reasons
+    }
+
+    /// What the target's CPU and KVM cannot do that the guest has seen.
+    pub(super) fn cpu_misfits(&self, prepared: &Prepared) -> Vec<String> {
+        let mut reasons = Vec::new();
+        let guest: Vec<_> = self.cpuid.iter().map(|entry| entry.0).collect();
+        let missing = missing_features(&guest, prepared.supported_cpuid());
+        if !missing.is_empty() {
+            reasons.push(format!(
+                "the guest uses CPU features that the target does not have: {}",
+                missing.join(", ")
+            ));
+        }
+        if let (Some(guest), Some(host)) = (self.tsc_khz, prepared.tsc_khz())
+            && !tsc_rates_fit(guest, host)
+            && !prepared.can_scale_tsc()
+        {
+            reasons.push(format!(
+                "the guest's time stamp counter runs at {guest} kHz, the target's at {host} kHz, \
+                 and its KVM cannot scale it"
+            ));
+        }
+        reasons
+    }
+
+    fn unknown_sections(&self) -> Vec<String> {
+        let own = own_sections();
+        let misfit = |(kind, version): &(String, u32)| {
+            let known = own.iter().find(|(known, _)| known == kind);
+            match known {
+                Some((_, newest)) if version <= newest => None,
+                Some((_, newest)) => Some(format!(
+                    "the source writes version {version} of a machine's `{kind}` state and the \
+                     target reads up to version {newest}: the target needs a newer brume"
+                )),
+                None => Some(format!(
+                    "the source has `{kind}` state, which the target does not know: it needs a \
+                     newer brume"
+                )),
+            }
+        };
+        self.sections.iter().filter_map(misfit).collect()
+    }
+
+    fn drive_misfits(&self, config: &VmConfig) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for here in drives_of(config) {
+            let there = self.drives.iter().find(|drive| drive.id == here.id);
+            let path = config
+                .drives
+                .iter()
+                .find(|drive| drive.drive_id == here.id)
+                .and_then(|drive| drive.path_on_host.as_ref());
+            let path = path.map(|path| path.display().to_string());
+            let path = path.unwrap_or_default();
+            match (there.and_then(|there| there.size), here.size) {
+                (_, None) => reasons.push(format!(
+                    "the target has no file {path} that can be read for drive \"{}\"",
+                    here.id
+                )),
+                (Some(there), Some(here_size)) if there != here_size => reasons.push(format!(
+                    "drive \"{}\" has {there} bytes at the source, and {path} has {here_size} at \
+                     the target; is it the same disk?",
+                    here.id
+                )),
+                _ => {}
+            }
+        }
+        reasons
+    }
+}
+
+/// How much memory this host can still give, in bytes, if it tells.
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string(MEMINFO).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}

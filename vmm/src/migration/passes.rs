@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Passes over the memory of a machine that runs.
+//!
+//! A pass goes over the memory in windows. What KVM's log has of a window is cleared one window
+//! ahead of what is being sent, so pages are protected as late as can be; and what the guest has
+//! written between both is left for the next pass, because it would have to be sent again anyway:
+//!
+//! ```text
+//!   log, cleared:   |--- window n+1 ---|
+//!   sent:                                |--- window n, without what the log has of it again ---|
+//! ```
+//!
+//! A page is cleared in the log before it is looked at, so a write that is missed by the look is in
+//! the log.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use brume_migration::Zeros;
+
+use super::in_use::InUse;
+use super::lanes::{Amount, BATCH_PAGES, Batch, Lanes};
+use super::source::SourceError;
+use crate::dirty::{DirtyTracker, Reader};
+use crate::memory::MachineMemory;
+use crate::page_set::{PageSet, Region};
+
+/// The size of a window in words of 64 pages: 16 MiB.
+const WINDOW: usize = 64;
+
+/// What a pass has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PassDone {
+    /// Pages that were to be sent.
+    pub(super) pages: u64,
+    /// Those that had been written again.
+    pub(super) skipped: u64,
+    pub(super) sent: Amount,
+}
+
+/// The memory of a machine that is sent.
+pub(super) struct Passes {
+    memory: Arc<MachineMemory>,
+    tracker: Arc<Mutex<DirtyTracker>>,
+    in_use: InUse,
+}
+
+/// A piece of the memory.
+#[derive(Clone)]
+struct Window {
+    region: Region,
+    words: Range<usize>,
+}
+
+impl Passes {
+    /// Begins to note what is to be sent, which is everything.
+    ///
+    /// # Errors
+    ///
+    /// KVM keeps no log, or the memory cannot be searched.
+    pub(super) fn begin(
+        memory: Arc<MachineMemory>,
+        tracker: Arc<Mutex<DirtyTracker>>,
+    ) -> Result<Self, SourceError> {
+        let in_use = InUse::of(&memory).map_err(SourceError::Search)?;
+        let passes = Self {
+            memory,
+            tracker,
+            in_use,
+        };
+        passes.tracker().start_full(Reader::Transfer)?;
+        Ok(passes)
+    }
+
+    /// Ends it: nothing is noted any more.
+    pub(super) fn end(&self) {
+        if let Err(error) = self.tracker().stop(Reader::Transfer) {
+            tracing::warn!("written pages go on being noted, which slows the guest: {error}");
+        }
+    }
+
+    /// How much is in use, in bytes, as far as is known.
+    pub(super) fn bytes_in_use(&self) -> u64 {
+        self.in_use.bytes(&self.memory)
+    }
+
+    /// How many pages are to be sent now.
+    ///
+    /// # Errors
+    ///
+    /// KVM does not show its log.
+    pub(super) fn left(&self) -> Result<PageSet, SourceError> {
+        let mut tracker = self.tracker();
+        let mut left = tracker.scan()?;
+        if let Some(journal) = tracker.journaled(Reader::Transfer) {
+            left.insert_all(journal);
+        }
+        Ok(left)
+    }
+
+    /// Sends what was written, while the guest goes on writing. The first pass sends all that is in
+    /// use.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub(super) fn pass(&self, number: u32, lanes: &mut Lanes) -> Result<PassDone, SourceError> {
+        let mut done = PassDone::default();
+        let mut seen = self.tracker().scan()?;
+        let windows = self.windows(&seen);
+        let mut windows = windows.iter().peekable();
+        if let Some(first) = windows.peek() {
+            self.tracker()
+                .clear(&first.region, first.words.clone(), &seen)?;
+        }
+        while let Some(window) = windows.next() {
+            // What was written since the window was cleared, and what is to be cleared next.
+            let again = self.tracker().scan_region(&window.region)?;
+            let first = window.region.words().start;
+            let mine = window.words.start - first..window.words.end - first;
+            let again = again.get(mine).unwrap_or_default().to_vec();
+            if let Some(next) = windows.peek() {
+                seen.insert_words(first, &[]);
+                self.tracker()
+                    .clear(&next.region, next.words.clone(), &seen)?;
+            }
+            self.send_window(number, window, &again, lanes, &mut done)?;
+        }
+        done.sent.add(lanes.end_pass(number)?);
+        Ok(done)
+    }
+
+    /// Sends what is left, with the guest paused.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub(super) fn last(&self, number: u32, lanes: &mut Lanes) -> Result<PassDone, SourceError> {
+        let left = self.left()?;
+        let mut done = PassDone {
+            pages: left.count(),
+            ..PassDone::default()
+        };
+        // A first pass is a last one if there was none before.
+        let zeros = zeros(number);
+        for region in &self.memory.regions {
+            let Range { start, end } = region.words();
+            let mut words = left.words(start..end).to_vec();
+            if number == 1 {
+                let kept = self.in_use.filter(region, start, &mut words);
+                kept.map_err(SourceError::Search)?;
+            }
+            self.send_words(start, words, zeros, lanes, &mut done)?;
+        }
+        done.sent.add(lanes.end_pass(number)?);
+        Ok(done)
+    }
+
+    /// The windows in which there is something to do.
+    fn windows(&self, seen: &PageSet) -> Vec<Window> {
+        let tracker = self.tracker();
+        let journal = tracker.journaled(Reader::Transfer);
+        let mut windows = Vec::new();
+        for region in &self.memory.regions {
+            let mut start = region.words().start;
+            while start < region.words().end {
+                let words = start..region.words().end.min(start + WINDOW);
+                start = words.end;
+                let is_used = |pages: &PageSet| pages.words(words.clone()).iter().any(|&w| w != 0);
+                if is_used(seen) || journal.is_some_and(is_used) {
+                    windows.push(Window {
+                        region: *region,
+                        words,
+                    });
+                }
+            }
+        }
+        windows
+    }
+
+    fn send_window(
+        &self,
+        number: u32,
+        window: &Window,
+        again: &[u64],
+        lanes: &mut Lanes,
+        done: &mut PassDone,
+    ) -> Result<(), SourceError> {
+        let start = window.words.start;
+        let mut words = self
+            .tracker()
+            .take_words(Reader::Transfer, window.words.clone());
+        if number == 1 {
+            let kept = self.in_use.filter(&window.region, start, &mut words);
+            kept.map_err(SourceError::Search)?;
+        }
+        // They are in the log, so they are not forgotten.
+        for (word, again) in words.iter_mut().zip(again) {
+            done.pages += u64::from(word.count_ones());
+            done.skipped += u64::from((*word & again).count_ones());
+            *word &= !again;
+        }
+        self.send_words(start, words, zeros(number), lanes, done)
+    }
+
+    fn send_words(
+        &self,
+        start: usize,
+        words: Vec<u64>,
+        zeros: Zeros,
+        lanes: &mut Lanes,
+        done: &mut PassDone,
+    ) -> Result<(), SourceError> {
+        let first = start as u64 * 64;
+        let part = PageSet::from_words(words);
+        self.memory.fetch(&part.moved_to(start, self.memory.size))?;
+        let mut batch = Batch::new();
+        let mut room = BATCH_PAGES;
+        for range in part.ranges() {
+            let (mut next, end) = (first + range.start, first + range.end);
+            while next < end {
+                let taken = next..end.min(next + room);
+                room -= taken.end - taken.start;
+                next = taken.end;
+                batch.push(taken);
+                if room == 0 {
+                    done.sent.add(lanes.send(std::mem::take(&mut batch), zeros)?);
+                    room = BATCH_PAGES;
+                }
+            }
+        }
+        if !batch.is_empty() {
+            done.sent.add(lanes.send(batch, zeros)?);
+        }
+        Ok(())
+    }
+
+    fn tracker(&self) -> MutexGuard<'_, DirtyTracker> {
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// In the first pass the target has zeros already.
+fn zeros(number: u32) -> Zeros {
+    if number == 1 {
+        Zeros::Absent
+    } else {
+        Zeros::Told
+    }
+}

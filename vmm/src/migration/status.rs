@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is told of a move: to whoever asks, as events, and as metrics.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use brume_api::{
+    EventHub, MachineEvent, MigrationPass, MigrationPhase, MigrationRole, MigrationStatus,
+};
+
+/// How many passes are told of.
+const PASSES: usize = 256;
+
+/// How far a move is. Clones are of the same machine.
+#[derive(Clone, Default)]
+pub(crate) struct Progress(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    seen: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    status: MigrationStatus,
+    events: EventHub,
+    begun: Option<Instant>,
+    ended: Option<Instant>,
+    /// Whether somebody has asked since it was over.
+    end_was_seen: bool,
+}
+
+impl Progress {
+    /// Progress that tells its events there.
+    pub(crate) fn telling(events: EventHub) -> Self {
+        let progress = Self::default();
+        progress.lock().events = events;
+        progress
+    }
+
+    /// Begins anew.
+    pub(crate) fn begin(&self, status: MigrationStatus) {
+        let phase = status.phase;
+        {
+            let mut state = self.lock();
+            state.status = status;
+            state.begun = Some(Instant::now());
+            state.ended = None;
+            state.end_was_seen = false;
+        }
+        self.enter(phase);
+    }
+
+    /// Changes what is told.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut MigrationStatus)) {
+        change(&mut self.lock().status);
+    }
+
+    /// It is in another phase.
+    pub(crate) fn enter(&self, phase: MigrationPhase) {
+        let mut state = self.lock();
+        state.status.phase = phase;
+        if phase.is_over() {
+            state.ended = Some(Instant::now());
+        }
+        let event = MachineEvent::Migration {
+            role: state.status.role,
+            phase,
+            downtime_us: state.status.downtime.as_ref().map(|time| time.total_us),
+            error: state.status.error.clone(),
+        };
+        state.events.publish(event);
+    }
+
+    /// It went wrong, or was called off.
+    pub(crate) fn fail(&self, phase: MigrationPhase, error: String) {
+        self.update(|status| {
+            status.error = Some(error);
+            status.throttle_percent = 0;
+            status.expected_downtime_us = None;
+            status.time_left_ms = None;
+        });
+        self.enter(phase);
+    }
+
+    /// A pass is over.
+    pub(crate) fn passed(&self, pass: MigrationPass) {
+        let mut state = self.lock();
+        if state.status.passes.len() >= PASSES {
+            state.status.passes.remove(0);
+        }
+        state.status.passes.push(pass.clone());
+        state.events.publish(MachineEvent::MigrationPassed(pass));
+    }
+
+    /// What is to be told now.
+    pub(crate) fn get(&self) -> MigrationStatus {
+        let mut state = self.lock();
+        let mut status = state.status.clone();
+        if let Some(begun) = state.begun {
+            let end = state.ended.unwrap_or_else(Instant::now);
+            status.elapsed_ms = millis(end - begun);
+        }
+        if status.phase.is_over() {
+            state.end_was_seen = true;
+            self.0.seen.notify_all();
+        }
+        status
+    }
+
+    /// Waits until somebody has seen how it ended.
+    pub(crate) fn wait_seen(&self, limit: Duration) {
+        let state = self.lock();
+        let waited = self
+            .0
+            .seen
+            .wait_timeout_while(state, limit, |state| !state.end_was_seen);
+        drop(waited);
+    }
+
+    /// Whether one is under way, and on which side.
+    pub(crate) fn role(&self) -> MigrationRole {
+        let state = self.lock();
+        if state.status.phase.is_over() {
+            MigrationRole::None
+        } else {
+            state.status.role
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// In whole microseconds.
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// In whole milliseconds.
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How much that is in a second.
+pub(super) fn per_second(amount: u64, time: Duration) -> u64 {
+    let nanos = time.as_nanos().max(1);
+    u64::try_from(u128::from(amount) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
+}
