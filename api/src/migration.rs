@@ -7,7 +7,14 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::config::{object, objects};
+use crate::fault::Fault;
+use crate::request::Request;
+use crate::route::{Parsed, checked_id, json};
 use crate::snapshot::{DriveOverride, NetworkOverride, VsockOverride};
+
+/// The most connections that carry memory.
+const MAX_CONNECTIONS: u8 = 16;
 
 /// In which order memory and machine move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -75,6 +82,7 @@ pub struct SendMigration {
     pub destination: String,
     /// How long the guest may stand still, in milliseconds, by what is measured of the connection.
     #[serde(default = "default_max_downtime_ms")]
+    #[schema(minimum = 1)]
     pub max_downtime_ms: u32,
     /// After how many seconds `on_timeout` is done; 0 for never.
     #[serde(default)]
@@ -102,7 +110,11 @@ pub struct SendMigration {
     #[serde(default)]
     pub with_disks: bool,
     /// For a connection that nobody can read or change on its way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "object",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub tls: Option<MigrationTls>,
 }
 
@@ -122,13 +134,25 @@ pub struct ReceiveMigration {
     /// process was started with.
     pub listen: String,
     /// Other TAPs, by network interface.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "objects",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub network_overrides: Vec<NetworkOverride>,
     /// Another socket for the socket device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "object",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub vsock_override: Option<VsockOverride>,
     /// Other files, by drive.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "objects",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub drive_overrides: Vec<DriveOverride>,
     /// Whether the machine goes on at once; it stays paused if it was paused when it was sent.
     #[serde(default = "default_resume_vm")]
@@ -137,7 +161,11 @@ pub struct ReceiveMigration {
     #[serde(default)]
     pub track_dirty_pages: bool,
     /// For a connection that nobody can read or change on its way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "object",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub tls: Option<MigrationTls>,
 }
 
@@ -161,6 +189,7 @@ pub enum MigrationDecision {
 pub struct MigrationPatch {
     /// How long the guest may stand still, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub max_downtime_ms: Option<u32>,
     /// After how many seconds since its begin `on_timeout` is done; 0 for never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -345,4 +374,460 @@ pub enum MigrationRequest {
     Patch(Box<MigrationPatch>),
     /// DELETE /migration
     Cancel,
+}
+
+impl SendMigration {
+    fn check(&self) -> Result<(), Fault> {
+        check_address("destination", &self.destination)?;
+        check_max_downtime(self.max_downtime_ms)?;
+        if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
+            return Err(Fault::new(format!(
+                "`connections` is {}: 1 to {MAX_CONNECTIONS} are possible.",
+                self.connections
+            )));
+        }
+        check_tls(self.tls.as_ref())
+    }
+}
+
+impl ReceiveMigration {
+    fn check(&self) -> Result<(), Fault> {
+        check_address("listen", &self.listen)?;
+        let interfaces = self.network_overrides.iter();
+        check_ids("network_overrides", interfaces.map(|net| &net.iface_id))?;
+        let drives = self.drive_overrides.iter();
+        check_ids("drive_overrides", drives.map(|drive| &drive.drive_id))?;
+        check_tls(self.tls.as_ref())
+    }
+}
+
+impl MigrationPatch {
+    fn check(&self) -> Result<(), Fault> {
+        if *self == Self::default() {
+            return Err(Fault::new(
+                "The request changes nothing: give a limit, `resume` or `decision`.",
+            ));
+        }
+        let others = Self {
+            decision: None,
+            ..self.clone()
+        };
+        if self.decision.is_some() && others != Self::default() {
+            return Err(Fault::new(
+                "`decision` stands alone: a machine whose other side is lost has no limits.",
+            ));
+        }
+        self.max_downtime_ms.map_or(Ok(()), check_max_downtime)?;
+        match &self.resume {
+            Some(address) if !address.is_empty() => check_address("resume", address),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Checks the form of an address, not whether anybody is there.
+fn check_address(field: &str, address: &str) -> Result<(), Fault> {
+    let good = match address.split_once(':') {
+        Some(("unix", path)) => !path.is_empty() && !path.contains('\0'),
+        Some(("tcp", place)) => place
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
+        Some(("fd", number)) => number.parse::<u16>().is_ok(),
+        _ => false,
+    };
+    if good {
+        return Ok(());
+    }
+    Err(Fault::new(format!(
+        "`{field}` is `{}`: `unix:PATH`, `tcp:HOST:PORT` or `fd:N` is possible.",
+        address.escape_debug()
+    )))
+}
+
+fn check_max_downtime(ms: u32) -> Result<(), Fault> {
+    if ms > 0 {
+        return Ok(());
+    }
+    Err(Fault::new(
+        "`max_downtime_ms` is 0: a guest stands still for 1 millisecond at least.",
+    ))
+}
+
+/// Each of `ids` is one, and there only once.
+fn check_ids<'a>(field: &str, ids: impl Iterator<Item = &'a String>) -> Result<(), Fault> {
+    let mut seen: Vec<&str> = Vec::new();
+    for id in ids {
+        checked_id(Some(id))?;
+        if seen.contains(&id.as_str()) {
+            return Err(Fault::new(format!("`{id}` is in `{field}` twice.")));
+        }
+        seen.push(id);
+    }
+    Ok(())
+}
+
+fn check_tls(tls: Option<&MigrationTls>) -> Result<(), Fault> {
+    let Some(tls) = tls else { return Ok(()) };
+    let files = [
+        ("ca", &tls.ca),
+        ("certificate", &tls.certificate),
+        ("key", &tls.key),
+    ];
+    match files.iter().find(|(_, file)| file.as_os_str().is_empty()) {
+        Some((field, _)) => Err(Fault::new(format!("`{field}` of `tls` names no file."))),
+        None => Ok(()),
+    }
+}
+
+/// Understands a request to a path of the move; `rest` is what follows `/migration`. `None` if
+/// there is no such path.
+pub(crate) fn parse_migration<'a>(
+    method: &str,
+    rest: impl Iterator<Item = &'a str>,
+    body: &[u8],
+) -> Result<Option<Parsed>, Fault> {
+    let rest: Vec<_> = rest.collect();
+    let request = match (method, rest.as_slice()) {
+        ("PUT", ["send"]) => {
+            let send: SendMigration = json(body)?;
+            send.check()?;
+            MigrationRequest::Send(Box::new(send))
+        }
+        ("PUT", ["receive"]) => {
+            let receive: ReceiveMigration = json(body)?;
+            receive.check()?;
+            MigrationRequest::Receive(Box::new(receive))
+        }
+        ("GET", []) => MigrationRequest::Get,
+        ("PATCH", []) => {
+            let patch: MigrationPatch = json(body)?;
+            patch.check()?;
+            MigrationRequest::Patch(Box::new(patch))
+        }
+        ("DELETE", []) if !body.is_empty() => {
+            return Err(Fault::new("DELETE request cannot have a body."));
+        }
+        ("DELETE", []) => MigrationRequest::Cancel,
+        _ => return Ok(None),
+    };
+    Ok(Some(Request::Migration(request).into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::parse;
+
+    fn understood(method: &str, path: &str, body: &str) -> MigrationRequest {
+        match parse(method, path, body.as_bytes()).unwrap().request {
+            Request::Migration(request) => request,
+            other => panic!("{method} {path}: {other:?}"),
+        }
+    }
+
+    fn refusal(method: &str, path: &str, body: &str) -> String {
+        let fault = parse(method, path, body.as_bytes())
+            .expect_err(&format!("{method} {path} {body} is taken"));
+        assert_eq!(fault.status, 400, "{method} {path}");
+        fault.message
+    }
+
+    fn plain(destination: &str) -> SendMigration {
+        SendMigration {
+            destination: destination.into(),
+            max_downtime_ms: 20,
+            timeout_s: 0,
+            on_timeout: OnTimeout::Cancel,
+            bandwidth_limit: 0,
+            connections: 1,
+            compression: MigrationCompression::Auto,
+            mode: MigrationMode::PreCopy,
+            auto_converge: false,
+            with_disks: false,
+            tls: None,
+        }
+    }
+
+    fn tls() -> MigrationTls {
+        MigrationTls {
+            ca: "ca".into(),
+            certificate: "cert".into(),
+            key: "key".into(),
+            server_name: Some("host".into()),
+        }
+    }
+
+    #[test]
+    fn a_move_needs_no_more_than_a_place_to_go_to() {
+        for destination in ["unix:a", "tcp:host:1", "tcp:[::1]:65535", "fd:3"] {
+            let body = format!(r#"{{"destination": "{destination}"}}"#);
+            assert_eq!(
+                understood("PUT", "/migration/send", &body),
+                MigrationRequest::Send(Box::new(plain(destination))),
+            );
+        }
+        let expected = ReceiveMigration {
+            listen: "unix:a".into(),
+            network_overrides: Vec::new(),
+            vsock_override: None,
+            drive_overrides: Vec::new(),
+            resume_vm: true,
+            track_dirty_pages: false,
+            tls: None,
+        };
+        assert_eq!(
+            understood("PUT", "/migration/receive", r#"{"listen": "unix:a"}"#),
+            MigrationRequest::Receive(Box::new(expected)),
+        );
+    }
+
+    /// A client that is made from the same types says what the server understands.
+    #[test]
+    fn what_is_written_is_read_again() {
+        let send = SendMigration {
+            max_downtime_ms: 1,
+            timeout_s: 60,
+            on_timeout: OnTimeout::PostCopy,
+            bandwidth_limit: 1 << 40,
+            connections: MAX_CONNECTIONS,
+            compression: MigrationCompression::Zstd,
+            mode: MigrationMode::Hybrid,
+            auto_converge: true,
+            with_disks: true,
+            tls: Some(tls()),
+            ..plain("tcp:host:1")
+        };
+        let body = serde_json::to_string(&send).unwrap();
+        assert_eq!(
+            understood("PUT", "/migration/send", &body),
+            MigrationRequest::Send(Box::new(send)),
+        );
+        let receive = ReceiveMigration {
+            listen: "tcp:0.0.0.0:1".into(),
+            network_overrides: vec![NetworkOverride {
+                iface_id: "eth0".into(),
+                host_dev_name: "tap1".into(),
+            }],
+            vsock_override: Some(VsockOverride {
+                uds_path: "v".into(),
+            }),
+            drive_overrides: vec![DriveOverride {
+                drive_id: "root".into(),
+                path_on_host: "d".into(),
+            }],
+            resume_vm: false,
+            track_dirty_pages: true,
+            tls: Some(tls()),
+        };
+        let body = serde_json::to_string(&receive).unwrap();
+        assert_eq!(
+            understood("PUT", "/migration/receive", &body),
+            MigrationRequest::Receive(Box::new(receive)),
+        );
+        let patch = MigrationPatch {
+            max_downtime_ms: Some(5),
+            timeout_s: Some(0),
+            on_timeout: Some(OnTimeout::Force),
+            bandwidth_limit: Some(0),
+            auto_converge: Some(false),
+            resume: Some(String::new()),
+            decision: None,
+        };
+        let body = serde_json::to_string(&patch).unwrap();
+        assert_eq!(
+            understood("PATCH", "/migration", &body),
+            MigrationRequest::Patch(Box::new(patch)),
+        );
+    }
+
+    #[test]
+    fn a_move_is_shown_and_called_off() {
+        assert_eq!(understood("GET", "/migration", ""), MigrationRequest::Get);
+        let cancel = understood("DELETE", "/migration", "");
+        assert_eq!(cancel, MigrationRequest::Cancel);
+        let decision = understood("PATCH", "/migration", r#"{"decision": "Abandon"}"#);
+        let expected = MigrationPatch {
+            decision: Some(MigrationDecision::Abandon),
+            ..MigrationPatch::default()
+        };
+        assert_eq!(decision, MigrationRequest::Patch(Box::new(expected)));
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_by_name() {
+        let send = "/migration/send";
+        let receive = "/migration/receive";
+        for (method, path, body, text) in [
+            (
+                "PUT",
+                send,
+                r#"{"destination": "unix:a", "connections": 0}"#,
+                "`connections` is 0: 1 to 16 are possible.",
+            ),
+            (
+                "PUT",
+                send,
+                r#"{"destination": "unix:a", "connections": 17}"#,
+                "`connections` is 17: 1 to 16 are possible.",
+            ),
+            (
+                "PUT",
+                send,
+                r#"{"destination": "unix:a", "max_downtime_ms": 0}"#,
+                "`max_downtime_ms` is 0: a guest stands still for 1 millisecond at least.",
+            ),
+            (
+                "PUT",
+                send,
+                r#"{"destination": "unix:a", "tls": {"ca": "a", "certificate": "", "key": "k"}}"#,
+                "`certificate` of `tls` names no file.",
+            ),
+            (
+                "PUT",
+                receive,
+                r#"{"listen": "unix:a", "drive_overrides":
+                    [{"drive_id": "a/b", "path_on_host": "d"}]}"#,
+                "API Resource IDs can only contain alphanumeric characters and underscores.",
+            ),
+            (
+                "PUT",
+                receive,
+                r#"{"listen": "unix:a", "network_overrides":
+                    [{"iface_id": "", "host_dev_name": "t"}]}"#,
+                "The ID cannot be empty.",
+            ),
+            (
+                "PUT",
+                receive,
+                r#"{"listen": "unix:a", "drive_overrides":
+                    [{"drive_id": "a", "path_on_host": "d"}, {"drive_id": "a", "path_on_host": "e"}]}"#,
+                "`a` is in `drive_overrides` twice.",
+            ),
+            (
+                "PATCH",
+                "/migration",
+                "{}",
+                "The request changes nothing: give a limit, `resume` or `decision`.",
+            ),
+            (
+                "PATCH",
+                "/migration",
+                r#"{"decision": "Run", "timeout_s": 1}"#,
+                "`decision` stands alone: a machine whose other side is lost has no limits.",
+            ),
+            (
+                "PATCH",
+                "/migration",
+                r#"{"max_downtime_ms": 0}"#,
+                "`max_downtime_ms` is 0: a guest stands still for 1 millisecond at least.",
+            ),
+            (
+                "PATCH",
+                "/migration",
+                r#"{"resume": "there"}"#,
+                "`resume` is `there`: `unix:PATH`, `tcp:HOST:PORT` or `fd:N` is possible.",
+            ),
+            (
+                "DELETE",
+                "/migration",
+                "{}",
+                "DELETE request cannot have a body.",
+            ),
+        ] {
+            assert_eq!(refusal(method, path, body), text, "{method} {path} {body}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_one_of_three_forms() {
+        for address in [
+            "",
+            "here",
+            "unix:",
+            "tcp:host",
+            "tcp::1",
+            "tcp:host:65536",
+            "tcp:host:",
+            "fd:",
+            "fd:-1",
+            "fd:99999",
+            "http:host:1",
+        ] {
+            let body = serde_json::json!({ "destination": address }).to_string();
+            let text = refusal("PUT", "/migration/send", &body);
+            assert!(
+                text.starts_with(&format!("`destination` is `{address}`: ")),
+                "{text}"
+            );
+            let body = serde_json::json!({ "listen": address }).to_string();
+            let text = refusal("PUT", "/migration/receive", &body);
+            assert!(text.starts_with("`listen` is "), "{text}");
+        }
+    }
+
+    #[test]
+    fn bodies_of_another_form_are_refused() {
+        for (path, body) in [
+            ("/migration/send", "{}"),
+            ("/migration/send", r#"["unix:a"]"#),
+            (
+                "/migration/send",
+                r#"{"destination": "unix:a", "tls": ["a", "b", "c"]}"#,
+            ),
+            (
+                "/migration/send",
+                r#"{"destination": "unix:a", "mode": "precopy"}"#,
+            ),
+            (
+                "/migration/send",
+                r#"{"destination": "unix:a", "other": 1}"#,
+            ),
+            ("/migration/receive", "{}"),
+            (
+                "/migration/receive",
+                r#"{"listen": "unix:a", "drive_overrides": [["a", "b"]]}"#,
+            ),
+        ] {
+            let text = refusal("PUT", path, body);
+            assert!(text.contains("deserializing the json body"), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_other_path_is_there() {
+        for (method, path) in [
+            ("PUT", "/migration"),
+            ("PUT", "/migration/other"),
+            ("PUT", "/migration/send/more"),
+            ("GET", "/migration/send"),
+            ("PATCH", "/migration/send"),
+            ("DELETE", "/migration/receive"),
+        ] {
+            let body = if method == "PUT" || method == "PATCH" {
+                "{}"
+            } else {
+                ""
+            };
+            assert_eq!(
+                refusal(method, path, body),
+                format!("Invalid request method and/or path: {method} migration.")
+            );
+        }
+    }
+
+    #[test]
+    fn a_move_is_over_when_nothing_more_comes_of_it() {
+        use MigrationPhase as P;
+        for (phase, over) in [
+            (P::None, true),
+            (P::Listening, false),
+            (P::InDoubt, false),
+            (P::PostCopyInterrupted, false),
+            (P::Completed, true),
+            (P::Cancelled, true),
+            (P::Failed, true),
+        ] {
+            assert_eq!(phase.is_over(), over, "{phase:?}");
+        }
+    }
 }

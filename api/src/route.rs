@@ -13,6 +13,7 @@ use crate::config::{
 };
 use crate::fault::Fault;
 use crate::memory::parse_memory;
+use crate::migration::parse_migration;
 use crate::request::{Request, Section};
 use crate::snapshot::parse_snapshot;
 
@@ -65,7 +66,7 @@ enum VmPatchState {
 
 /// What a request with this path is counted as; one that is not ours counts as `other`.
 pub(crate) fn resource_of(path: &str) -> &'static str {
-    const RESOURCES: [&str; 24] = [
+    const RESOURCES: [&str; 27] = [
         "actions",
         "balloon",
         "boot-source",
@@ -77,6 +78,7 @@ pub(crate) fn resource_of(path: &str) -> &'static str {
         "machine-config",
         "memory",
         "metrics",
+        "migration",
         "mmds",
         "network-interfaces",
         "openapi.json",
@@ -86,6 +88,8 @@ pub(crate) fn resource_of(path: &str) -> &'static str {
         "version",
         "vm",
         "vsock",
+        "migration/receive",
+        "migration/send",
         "mmds/config",
         "snapshot/create",
         "snapshot/load",
@@ -129,6 +133,12 @@ pub(crate) fn parse(method: &str, target: &str, body: &[u8]) -> Result<Parsed, F
             Some(parsed) => Ok(parsed),
             None => unknown(),
         },
+        (_, "migration") => {
+            match parse_migration(method, second.into_iter().chain(tokens), body)? {
+                Some(parsed) => Ok(parsed),
+                None => unknown(),
+            }
+        }
         ("GET", "") => Ok(Request::GetInstance.into()),
         ("GET", "version") => Ok(Request::GetVersion.into()),
         ("GET", "machine-config") => Ok(Request::GetMachineConfig.into()),
@@ -286,7 +296,7 @@ fn parse_mmds(part: Option<&str>, body: &[u8]) -> Result<Parsed, Fault> {
     }
 }
 
-fn checked_id(id: Option<&str>) -> Result<&str, Fault> {
+pub(crate) fn checked_id(id: Option<&str>) -> Result<&str, Fault> {
     let Some(id) = id.filter(|id| !id.is_empty()) else {
         return Err(Fault::new("The ID cannot be empty."));
     };

@@ -28,12 +28,15 @@ pub mod forge;
 #[path = "../bare-guest/src/frame.rs"]
 pub mod frame;
 pub mod host;
+pub mod lan;
 pub mod live;
 pub mod memory_files;
+pub mod migration;
 pub mod netns;
 #[allow(clippy::indexing_slicing, reason = "lengths are the tests'")]
 #[path = "../bare-guest/src/pattern.rs"]
 pub mod pattern;
+pub mod proxy;
 pub mod pty;
 pub mod vm;
 

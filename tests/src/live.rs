@@ -28,8 +28,7 @@ pub struct Status {
 
 impl Status {
     fn parse(line: &str) -> Option<Self> {
-        let words = line.split_whitespace().filter_map(|w| w.split_once('='));
-        let words: HashMap<_, _> = words.collect();
+        let words: HashMap<_, _> = words(line).collect();
         let number = |key| words.get(key)?.parse().ok();
         Some(Self {
             tick: number("tick")?,
@@ -40,6 +39,49 @@ impl Status {
             tsc: number("tsc")?,
         })
     }
+}
+
+/// How the guest's loop got on since it was asked last, by its own clock and without its answers.
+/// The clock's rate is `bare.tsc_khz`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The longest turn: how long it stood still, in microseconds.
+    pub max_us: u64,
+    /// The number of the turn that ended it, as [`Status::tick`] counts.
+    pub tick: u64,
+    /// Turns.
+    pub turns: u64,
+    /// Pages written.
+    pub pages: u64,
+    /// How long it was, in microseconds.
+    pub us: u64,
+}
+
+impl Gap {
+    /// Reads what comes after `bare: gap `.
+    pub fn parse(line: &str) -> Option<Self> {
+        let words: HashMap<_, _> = words(line).collect();
+        let number = |key| words.get(key)?.parse().ok();
+        Some(Self {
+            max_us: number("max_us")?,
+            tick: number("tick")?,
+            turns: number("turns")?,
+            pages: number("pages")?,
+            us: number("us")?,
+        })
+    }
+
+    /// Turns per second while it did not stand still.
+    #[allow(clippy::cast_precision_loss, reason = "a rate")]
+    pub fn rate(&self) -> f64 {
+        self.turns as f64 * 1e6 / self.us.saturating_sub(self.max_us).max(1) as f64
+    }
+}
+
+/// The `key=value` words of a line.
+fn words(line: &str) -> impl Iterator<Item = (&str, &str)> {
+    line.split_whitespace()
+        .filter_map(|word| word.split_once('='))
 }
 
 /// The two files of a snapshot.
@@ -156,6 +198,18 @@ impl Live {
     pub fn status(&mut self) -> Status {
         let line = self.ask(b'?', "alive");
         Status::parse(&line).unwrap_or_else(|| panic!("not a status: {line}"))
+    }
+
+    /// How the guest's loop got on since the last call; a machine must not be stopped while it
+    /// answers.
+    ///
+    /// # Panics
+    ///
+    /// It does not say.
+    #[track_caller]
+    pub fn gap(&mut self) -> Gap {
+        let line = self.ask(b'd', "gap");
+        Gap::parse(&line).unwrap_or_else(|| panic!("not a gap: {line}"))
     }
 
     /// The hash of the guest's area, every page of which is as it should be.

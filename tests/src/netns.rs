@@ -40,6 +40,11 @@ impl NetNs {
         Self { name }
     }
 
+    /// What ip(8) calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// `command`, inside the namespace.
     pub fn wrap(&self, command: &Command) -> Command {
         inside("ip", &["netns", "exec", &self.name], command)

@@ -15,6 +15,7 @@ use crate::config::{
 };
 use crate::instance::{InstanceInfo, VersionInfo};
 use crate::memory::{DirtyPages, DirtyRate, DirtyTracking, Mappings, ResidentPages, WorkingSet};
+use crate::migration::{MigrationPatch, MigrationStatus, ReceiveMigration, SendMigration};
 use crate::route::{Action, VmPatch};
 use crate::snapshot::{CreateSnapshot, LoadSnapshotBody};
 
@@ -58,7 +59,7 @@ const WINDOW: Query = Query {
     },
 };
 
-pub(super) static ENDPOINTS: [Endpoint; 50] = [
+pub(super) static ENDPOINTS: [Endpoint; 55] = [
     get(
         "/",
         "describeInstance",
@@ -250,6 +251,38 @@ pub(super) static ENDPOINTS: [Endpoint; 50] = [
     put("/metrics", "putMetrics", "Set where metrics go")
         .takes::<MetricsConfig>(r#"{"metrics_path": "/metrics.fifo"}"#)
         .before_start(),
+    get(
+        "/migration",
+        "getMigration",
+        "brume only: how far a move to another process is",
+    )
+    .gives::<MigrationStatus>(),
+    patch(
+        "/migration",
+        "patchMigration",
+        "brume only: change the limits of a move, or help one that does not get on",
+    )
+    .takes::<MigrationPatch>(r#"{"max_downtime_ms": 50, "bandwidth_limit": 100000000}"#),
+    Endpoint::new(
+        Delete,
+        "/migration",
+        "deleteMigration",
+        "brume only: call a move off; the machine stays where it is",
+    ),
+    put(
+        "/migration/receive",
+        "receiveMigration",
+        "brume only: wait for a machine to come from another process",
+    )
+    .takes::<ReceiveMigration>(r#"{"listen": "tcp:0.0.0.0:4444"}"#)
+    .before_start(),
+    put(
+        "/migration/send",
+        "sendMigration",
+        "brume only: move the machine to another process while it runs",
+    )
+    .takes::<SendMigration>(r#"{"destination": "tcp:host2:4444", "max_downtime_ms": 20}"#)
+    .after_start(),
     get("/mmds", "getMmds", "The data of the metadata service").gives::<AnyJson>(),
     put(
         "/mmds",

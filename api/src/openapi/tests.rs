@@ -18,6 +18,10 @@ use crate::instance::{InstanceInfo, VersionInfo};
 use crate::memory::{
     DirtyForm, DirtyPages, DirtyRate, DirtyRegion, Mapping, Mappings, MemoryRequest, ResidentPages,
 };
+use crate::migration::{
+    MigrationDowntime, MigrationPass, MigrationPhase, MigrationRequest, MigrationRole,
+    MigrationStatus,
+};
 use crate::request::{Answer, Controller, Reply, Request};
 use crate::route::parse;
 use crate::server::Server;
@@ -210,8 +214,23 @@ impl Machine {
                 }),
                 _ => Ok(Answer::done()),
             },
+            Request::Migration(MigrationRequest::Get) => Answer::json(&moved()),
+            Request::Migration(MigrationRequest::Cancel) => Ok(Answer::done()),
             _ => Err(Fault::new("Not here.")),
         }
+    }
+}
+
+fn moved() -> MigrationStatus {
+    MigrationStatus {
+        role: MigrationRole::Source,
+        phase: MigrationPhase::Completed,
+        peer: Some("tcp:h:1".into()),
+        expected_downtime_us: Some(1),
+        time_left_ms: Some(0),
+        downtime: Some(MigrationDowntime::default()),
+        passes: vec![MigrationPass::default()],
+        ..MigrationStatus::default()
     }
 }
 
@@ -279,6 +298,11 @@ fn answers_are_as_their_schemas_say() {
     assert_eq!(rate["window_ms"], 20);
     get("/memory/mappings", "Mappings");
     get("/memory", "ResidentPages");
+    let shown = get("/migration", "MigrationStatus");
+    let read: MigrationStatus = serde_json::from_value(shown).unwrap();
+    assert_eq!(read, moved());
+    assert_eq!(client.send("DELETE", "/migration", "").unwrap().status, 204);
+    check("DELETE", "/migration", "{}", 400, "Fault");
     // A query means nothing elsewhere.
     get("/?form=none", "InstanceInfo");
     check("GET", "/memory/dirty?form=none", "", 400, "Fault");
@@ -290,12 +314,23 @@ fn answers_are_as_their_schemas_say() {
 
 #[test]
 fn events_are_as_their_schema_says() {
-    let event = Stamped {
-        time_ms: 1,
-        event: &MachineEvent::State { state: "Running" },
-    };
     let validator = validator("Event");
-    let value = serde_json::to_value(event).unwrap();
-    assert!(validator.is_valid(&value), "{value}");
+    for event in [
+        MachineEvent::State { state: "Running" },
+        MachineEvent::Migration {
+            role: MigrationRole::Target,
+            phase: MigrationPhase::Completed,
+            downtime_us: Some(1),
+            error: None,
+        },
+        MachineEvent::MigrationPassed(MigrationPass::default()),
+    ] {
+        let value = serde_json::to_value(Stamped {
+            time_ms: 1,
+            event: &event,
+        });
+        let value = value.unwrap();
+        assert!(validator.is_valid(&value), "{value}");
+    }
     assert!(!validator.is_valid(&json!({"time_ms": 1, "event": "unheard_of"})));
 }

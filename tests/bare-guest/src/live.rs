@@ -6,6 +6,7 @@ use crate::area::Area;
 use crate::boot_info::BootInfo;
 use crate::console::{self, say};
 use crate::generation::Pages;
+use crate::turns::Turns;
 use crate::{clock, end, params};
 
 const PAGES_PER_MIB: u64 = 256;
@@ -25,8 +26,7 @@ pub fn run(boot: &BootInfo) {
         pace: Pace::new(),
         next: 0,
         writes: 0,
-        turns: 0,
-        gap: 0,
+        turns: Turns::new(),
     };
     (0..touch.min(pages)).for_each(|page| live.area.write(page));
     say!("live ready");
@@ -41,10 +41,7 @@ struct Live {
     next: u64,
     /// Pages written since `live ready`.
     writes: u64,
-    /// Turns of the loop.
-    turns: u64,
-    /// The longest turn in ticks since it was asked for, without answers.
-    gap: u64,
+    turns: Turns,
 }
 
 impl Live {
@@ -52,16 +49,13 @@ impl Live {
         let interval = clock::ms(1) * params::number("bare.poll_us", 200) / 1000;
         let beat = params::number("bare.beat", 0) != 0;
         let mut polled = clock::now();
-        let mut turned = polled;
+        self.turns = Turns::new();
         loop {
-            self.turns += 1;
             if self.pace.is_due() {
                 self.write_next();
             }
             let now = clock::now();
-            // A counter that went back is one that was set anew.
-            self.gap = self.gap.max(now.saturating_sub(turned));
-            turned = now;
+            self.turns.next(now);
             if now.wrapping_sub(polled) < interval {
                 continue;
             }
@@ -69,8 +63,9 @@ impl Live {
                 console::beat();
             }
             while let Some(command) = console::read_byte() {
+                let start = clock::now();
                 self.answer(command);
-                turned = clock::now();
+                self.turns.rested(start);
             }
             polled = clock::now();
         }
@@ -100,7 +95,19 @@ impl Live {
                 let count = zeroed.map(|page| self.area.zero(page)).count();
                 say!("zeroed {count}");
             }
-            b'g' => say!("gap ns={}", clock::ns(core::mem::take(&mut self.gap))),
+            b'g' => say!("gap ns={}", clock::ns(self.turns.take_longest().ticks)),
+            b'd' => {
+                let lap = self.turns.take_lap(clock::now(), self.writes);
+                let longest = self.turns.take_longest();
+                say!(
+                    "gap max_us={} at tick={} turns={} pages={} us={}",
+                    clock::ns(longest.ticks) / 1000,
+                    longest.turn,
+                    lap.turns,
+                    lap.pages,
+                    lap.ns / 1000
+                );
+            }
             b'p' => end::power_off(),
             _ => {}
         }
@@ -110,7 +117,7 @@ impl Live {
         let (disruption, generation) = self.machine.clock().unwrap_or_default();
         say!(
             "alive tick={} writes={} gen={} disruption={disruption} generation={generation} tsc={}",
-            self.turns,
+            self.turns.count(),
             self.writes,
             self.machine.id(),
             clock::now()

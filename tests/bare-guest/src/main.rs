@@ -46,6 +46,7 @@ mod ring;
 mod rng;
 mod rng_check;
 mod steps;
+mod turns;
 mod vsock;
 
 use console::say;

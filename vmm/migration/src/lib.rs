@@ -21,11 +21,14 @@
 //! ```
 //!
 //! Until it has sent `Commit` the source may go on with the guest at any time, after it has said
-//! `Cancel`. The target goes on with it only after `Commit`.
+//! `Cancel`. The target goes on with it only after `Commit`, or once it is ready and the source's
+//! process has ended. What becomes of the machine when a connection is lost: [`SourceState`],
+//! [`TargetState`].
 
 mod address;
 mod channel;
 mod frame;
+mod handover;
 mod host;
 mod link;
 mod message;
@@ -34,6 +37,10 @@ mod rate_limit;
 
 pub use address::{Address, AddressError};
 pub use channel::{Channel, ChannelError, Received};
+pub use handover::{
+    Decision, Refusal, Source, SourceAction, SourceEvent, SourceState, Target, TargetAction,
+    TargetEvent, TargetState,
+};
 pub use link::{Closer, Link, LinkError, Listener};
 pub use message::{Hello, Message, Purpose, Session, Standing};
 pub use pages::{MOST_PAGES, PAGE, PageBatch, PagesIn, Run, Zeros};

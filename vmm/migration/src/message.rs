@@ -125,7 +125,7 @@ pub enum Message {
 }
 
 /// What a target knows about a move whose connections were lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Standing {
     /// It has everything, and no word that it is its.
     WaitsForCommit,

@@ -1,0 +1,546 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A bad connection: it stands between two programs and flips bits, stalls, or breaks.
+//!
+//! It carries bytes alone: descriptors that are passed over a unix socket are lost on the way.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+/// How much is carried at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// Where somebody listens; shown as a destination of a migration.
+#[derive(Clone, Debug)]
+pub enum Address {
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// An address and a port.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From who connected to who listens.
+    There,
+    /// The other.
+    Back,
+}
+
+/// What is to happen to the bytes of one connection. Connections count from 0, bytes too, each way
+/// by itself.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// A bit of byte `at` is flipped.
+    Flip {
+        /// Of which connection.
+        connection: usize,
+        /// On which way.
+        way: Way,
+        /// Which byte.
+        at: u64,
+    },
+    /// The connection is closed when `at` bytes have gone that way.
+    Cut {
+        /// Which connection.
+        connection: usize,
+        /// On which way.
+        way: Way,
+        /// How many bytes.
+        at: u64,
+    },
+    /// When `at` bytes have gone that way, nothing goes any way on any connection until
+    /// [`Proxy::go_on`].
+    Stall {
+        /// Which connection.
+        connection: usize,
+        /// On which way.
+        way: Way,
+        /// How many bytes.
+        at: u64,
+    },
+}
+
+/// What stands between.
+pub struct Proxy {
+    address: Address,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    to: Address,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    over: bool,
+    refuses: bool,
+    stalled: bool,
+    faults: Vec<Fault>,
+    connections: Vec<Connection>,
+}
+
+struct Connection {
+    ends: [Stream; 2],
+    /// How many bytes have gone each way.
+    bytes: [u64; 2],
+}
+
+impl Proxy {
+    /// Stands before `to` from now on, whether there is somebody or not, at an address of the same
+    /// kind; `folder` is for a socket. For TCP that is a port of this thread's loopback interface.
+    ///
+    /// # Panics
+    ///
+    /// There is no such address.
+    pub fn new(to: Address, folder: &Path) -> Self {
+        let (listener, address) = Listener::bind(&to, folder).expect("the proxy's address");
+        let shared = Arc::new(Shared {
+            to,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let proxy = Self {
+            address,
+            shared: Arc::clone(&shared),
+        };
+        thread::spawn(move || serve(&listener, &shared));
+        proxy
+    }
+
+    /// Where to connect to.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Has `fault` happen, once.
+    pub fn inject(&self, fault: Fault) {
+        self.shared.lock().faults.push(fault);
+    }
+
+    /// Closes every connection, and refuses others until [`Proxy::mend`].
+    pub fn cut(&self) {
+        let mut state = self.shared.lock();
+        state.refuses = true;
+        state.connections.iter().for_each(Connection::close);
+    }
+
+    /// Takes connections again. Those that were cut stay so.
+    pub fn mend(&self) {
+        self.shared.lock().refuses = false;
+    }
+
+    /// Closes one connection.
+    ///
+    /// # Panics
+    ///
+    /// There were never so many.
+    pub fn drop_connection(&self, number: usize) {
+        let state = self.shared.lock();
+        let connection = state.connections.get(number);
+        connection.expect("so many connections").close();
+    }
+
+    /// Carries nothing until [`Proxy::go_on`]; nobody is told.
+    pub fn stall(&self) {
+        self.shared.lock().stalled = true;
+    }
+
+    /// Carries bytes again.
+    pub fn go_on(&self) {
+        self.shared.lock().stalled = false;
+        self.shared.changed.notify_all();
+    }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        self.shared.lock().connections.len()
+    }
+
+    /// How many bytes have gone that way, over all connections.
+    pub fn bytes(&self, way: Way) -> u64 {
+        let state = self.shared.lock();
+        let bytes = |connection: &Connection| connection.bytes(way);
+        state.connections.iter().map(bytes).sum()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.over = true;
+        state.connections.iter().for_each(Connection::close);
+        drop(state);
+        self.shared.changed.notify_all();
+        // The listener looks up when somebody comes.
+        let _ = Stream::connect(&self.address);
+        if let Address::Unix(path) = &self.address {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Connection {
+    fn close(&self) {
+        self.ends.iter().for_each(Stream::close);
+    }
+
+    fn bytes(&self, way: Way) -> u64 {
+        let [there, back] = self.bytes;
+        match way {
+            Way::There => there,
+            Way::Back => back,
+        }
+    }
+
+    fn add(&mut self, way: Way, count: u64) {
+        let [there, back] = &mut self.bytes;
+        *match way {
+            Way::There => there,
+            Way::Back => back,
+        } += count;
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while nothing is to be carried; whether it goes on at all.
+    fn wait(&self) -> bool {
+        let state = self.lock();
+        let waited = self
+            .changed
+            .wait_while(state, |state| state.stalled && !state.over);
+        !waited.unwrap_or_else(PoisonError::into_inner).over
+    }
+}
+
+/// Takes connections until the proxy is dropped.
+fn serve(listener: &Listener, shared: &Arc<Shared>) {
+    while let Ok(near) = listener.accept() {
+        let state = shared.lock();
+        if state.over {
+            return;
+        }
+        if state.refuses {
+            continue;
+        }
+        drop(state);
+        // Who connected sees that nobody is there.
+        if let Ok(far) = Stream::connect(&shared.to) {
+            let _ = join(near, far, shared);
+        }
+    }
+}
+
+/// Carries bytes both ways.
+fn join(near: Stream, far: Stream, shared: &Arc<Shared>) -> io::Result<()> {
+    let ends = [near.try_clone()?, far.try_clone()?];
+    let back = (far.try_clone()?, near.try_clone()?);
+    let mut state = shared.lock();
+    let number = state.connections.len();
+    state.connections.push(Connection {
+        ends,
+        bytes: [0; 2],
+    });
+    drop(state);
+    for ((from, to), way) in [((near, far), Way::There), (back, Way::Back)] {
+        let shared = Arc::clone(shared);
+        thread::spawn(move || {
+            // Its end is the connection's, both ways.
+            let _ = pump(&from, &to, number, way, &shared);
+            from.close();
+            to.close();
+        });
+    }
+    Ok(())
+}
+
+fn pump(
+    mut from: &Stream,
+    mut to: &Stream,
+    number: usize,
+    way: Way,
+    shared: &Shared,
+) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let count = from.read(&mut chunk)?;
+        let bytes = chunk.get_mut(..count).unwrap_or_default();
+        if bytes.is_empty() || !shared.wait() {
+            return Ok(());
+        }
+        let harm = shared.harm(bytes, number, way);
+        shared.count(bytes.len(), number, way);
+        match harm {
+            None => to.write_all(bytes)?,
+            Some((keep, end)) => {
+                let (before, after) = bytes.split_at_mut(keep);
+                to.write_all(before)?;
+                if matches!(end, Fault::Cut { .. }) || !shared.wait() {
+                    return Ok(());
+                }
+                to.write_all(after)?;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn count(&self, bytes: usize, number: usize, way: Way) {
+        if let Some(connection) = self.lock().connections.get_mut(number) {
+            connection.add(way, bytes as u64);
+        }
+    }
+
+    /// Does to `bytes` what was asked for. When the connection is to end or to stall in them, says
+    /// after how many.
+    fn harm(&self, bytes: &mut [u8], number: usize, of: Way) -> Option<(usize, Fault)> {
+        let mut state = self.lock();
+        let begin = state.connections.get(number)?.bytes(of);
+        let mut end = None;
+        let mut stalls = false;
+        state.faults.retain(|&fault| {
+            let (Fault::Flip {
+                connection,
+                way,
+                at,
+            }
+            | Fault::Cut {
+                connection,
+                way,
+                at,
+            }
+            | Fault::Stall {
+                connection,
+                way,
+                at,
+            }) = fault;
+            let within = at
+                .checked_sub(begin)
+                .and_then(|at| usize::try_from(at).ok());
+            let Some(place) = within.filter(|&place| place < bytes.len()) else {
+                return true;
+            };
+            if (connection, way) != (number, of) {
+                return true;
+            }
+            match fault {
+                Fault::Flip { .. } => bytes.iter_mut().skip(place).take(1).for_each(|b| *b ^= 4),
+                Fault::Cut { .. } | Fault::Stall { .. } => {
+                    stalls |= matches!(fault, Fault::Stall { .. });
+                    end = Some((place, fault));
+                }
+            }
+            false
+        });
+        state.stalled |= stalls;
+        end
+    }
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listens at an address of the same kind as `like`.
+    fn bind(like: &Address, folder: &Path) -> io::Result<(Self, Address)> {
+        match like {
+            Address::Unix(_) => {
+                let path = folder.join("proxy.sock");
+                Ok((Self::Unix(UnixListener::bind(&path)?), Address::Unix(path)))
+            }
+            Address::Tcp(_) => {
+                let listener = TcpListener::bind("127.0.0.1:0")?;
+                let address = listener.local_addr()?;
+                Ok((Self::Tcp(listener), Address::Tcp(address)))
+            }
+        }
+    }
+
+    fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix(listener) => Ok(Stream::Unix(listener.accept()?.0)),
+            Self::Tcp(listener) => Stream::tcp(listener.accept()?.0),
+        }
+    }
+}
+
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    fn connect(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Unix(path) => Ok(Self::Unix(UnixStream::connect(path)?)),
+            Address::Tcp(address) => Self::tcp(TcpStream::connect(address)?),
+        }
+    }
+
+    fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self::Tcp(stream))
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
+            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
+        })
+    }
+
+    fn close(&self) {
+        // It may be closed already.
+        let _ = match self {
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+impl Read for &Stream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => (&*stream).read(bytes),
+            Stream::Tcp(stream) => (&*stream).read(bytes),
+        }
+    }
+}
+
+impl Write for &Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => (&*stream).write(bytes),
+            Stream::Tcp(stream) => (&*stream).write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A proxy before an echo, and a connection to it.
+    fn echo() -> (Proxy, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = Address::Tcp(listener.local_addr().unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || io::copy(&mut &stream, &mut &stream));
+            }
+        });
+        let proxy = Proxy::new(to, Path::new("/nowhere"));
+        let Address::Tcp(address) = proxy.address() else {
+            unreachable!()
+        };
+        let stream = TcpStream::connect(address).unwrap();
+        let limit = std::time::Duration::from_millis(300);
+        stream.set_read_timeout(Some(limit)).unwrap();
+        (proxy, stream)
+    }
+
+    fn there_and_back(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        stream.write_all(bytes)?;
+        let mut back = vec![0; bytes.len()];
+        stream.read_exact(&mut back)?;
+        Ok(back)
+    }
+
+    #[test]
+    fn one_bit_is_flipped_on_the_way_that_was_said_and_no_other() {
+        let (proxy, stream) = echo();
+        for (way, at) in [(Way::There, 2), (Way::Back, 5)] {
+            proxy.inject(Fault::Flip {
+                connection: 0,
+                way,
+                at,
+            });
+        }
+        let back = there_and_back(&stream, &[0; 4]).unwrap();
+        assert_eq!(back, [0, 0, 4, 0]);
+        let back = there_and_back(&stream, &[0; 4]).unwrap();
+        assert_eq!(back, [0, 4, 0, 0]);
+        assert_eq!(there_and_back(&stream, &[0; 4]).unwrap(), [0; 4]);
+        assert_eq!((proxy.bytes(Way::There), proxy.connections()), (12, 1));
+    }
+
+    #[test]
+    fn a_cut_comes_after_so_many_bytes() {
+        let (proxy, mut stream) = echo();
+        let (connection, way) = (0, Way::There);
+        proxy.inject(Fault::Cut {
+            connection,
+            way,
+            at: 3,
+        });
+        stream.write_all(&[7; 10]).unwrap();
+        let mut back = Vec::new();
+        let _ = stream.read_to_end(&mut back);
+        assert!(back.len() <= 3, "{back:?}");
+        assert!(there_and_back(&stream, &[1]).is_err());
+    }
+
+    #[test]
+    fn what_was_stalled_comes_whole_when_it_goes_on() {
+        let (proxy, mut stream) = echo();
+        let (connection, way) = (0, Way::There);
+        proxy.inject(Fault::Stall {
+            connection,
+            way,
+            at: 2,
+        });
+        stream.write_all(&[1, 2, 3, 4]).unwrap();
+        let mut back = Vec::new();
+        assert!(stream.read_to_end(&mut back).is_err());
+        assert!(back.len() <= 2, "{back:?}");
+        proxy.go_on();
+        let _ = stream.read_to_end(&mut back);
+        assert_eq!(back, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn one_of_several_connections_is_lost_and_a_cut_refuses_new_ones() {
+        let (proxy, first) = echo();
+        let Address::Tcp(address) = proxy.address() else {
+            unreachable!()
+        };
+        let second = TcpStream::connect(address).unwrap();
+        there_and_back(&first, &[1]).unwrap();
+        there_and_back(&second, &[1]).unwrap();
+        proxy.drop_connection(0);
+        assert!(there_and_back(&first, &[2; 4]).is_err());
+        assert_eq!(there_and_back(&second, &[2; 4]).unwrap(), [2; 4]);
+        proxy.cut();
+        let third = TcpStream::connect(address).unwrap();
+        assert!(there_and_back(&third, &[3]).is_err());
+        proxy.mend();
+        let fourth = TcpStream::connect(address).unwrap();
+        assert_eq!(there_and_back(&fourth, &[4]).unwrap(), [4]);
+    }
+}
