@@ -34,6 +34,8 @@ mod link;
 mod message;
 mod pages;
 mod rate_limit;
+mod socket;
+mod tls;
 
 pub use address::{Address, AddressError};
 pub use channel::{Channel, ChannelError, Received};
@@ -45,6 +47,7 @@ pub use link::{Closer, Link, LinkError, Listener};
 pub use message::{Hello, Message, Purpose, Session, Standing};
 pub use pages::{MOST_PAGES, PAGE, PageBatch, PagesIn, Run, Zeros};
 pub use rate_limit::RateLimit;
+pub use tls::{Tls, TlsError, TlsFiles};
 
 /// The newest version of what is said here.
 pub const PROTOCOL: u32 = 1;
