@@ -2,15 +2,17 @@
 //! One connection that carries frames.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::compress::{Choice, Codec, Compressor, Unpacker};
 use crate::frame::{HEADER, Header, Kind, verify};
 use crate::link::{Closer, Link};
-use crate::message::{Hello, Message, Purpose, Session};
+use crate::message::Message;
 use crate::pages::{PageBatch, PagesIn};
-use crate::{OLDEST_PROTOCOL, PROTOCOL};
+
+mod greeting;
 
 /// The most that is read for a frame before any of it has come, in bytes.
 const STEP: usize = 1 << 20;
@@ -119,6 +121,8 @@ pub struct Channel {
     payload: Vec<u8>,
     /// The table of runs that was sent last.
     table: Vec<u8>,
+    compressor: Compressor,
+    unpacker: Unpacker,
     sent: u64,
     received: u64,
 }
@@ -130,6 +134,8 @@ impl Channel {
             link,
             payload: Vec::new(),
             table: Vec::new(),
+            compressor: Compressor::default(),
+            unpacker: Unpacker::default(),
             sent: 0,
             received: 0,
         }
@@ -147,6 +153,33 @@ impl Channel {
     /// The socket does not take it.
     pub fn set_limit(&mut self, limit: Duration) -> Result<(), ChannelError> {
         self.link.set_limit(limit).map_err(ChannelError::Lost)
+    }
+
+    /// Until when the other side may let us wait in all, however much it sends; `None` for as long
+    /// as it does.
+    ///
+    /// # Errors
+    ///
+    /// The socket does not take it.
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) -> Result<(), ChannelError> {
+        self.link.set_deadline(deadline).map_err(ChannelError::Lost)
+    }
+
+    /// How pages are compressed from now on; at first they are not. Whoever receives them need not
+    /// know.
+    pub fn set_compression(&mut self, choice: Choice) {
+        self.compressor.set_choice(choice);
+    }
+
+    /// Tells [`Choice::Auto`] that no more than `rate` bytes per second will be sent; 0 for no such
+    /// limit.
+    pub fn set_wire_rate(&mut self, rate: u64) {
+        self.compressor.set_wire_rate(rate);
+    }
+
+    /// How many bytes the pages had that were sent, and how many were sent for them.
+    pub fn compressed(&self) -> (u64, u64) {
+        self.compressor.totals()
     }
 
     /// Waits for something to receive, or the end; `false` if that takes longer than `limit`.
@@ -193,11 +226,19 @@ impl Channel {
     ///
     /// The other side does not take them.
     pub fn send_pages(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
-        let mut table = std::mem::take(&mut self.table);
-        let count = batch.table(&mut table);
-        let sent = self.frame(Kind::Pages, count, 0, [&table, batch.data()]);
-        self.table = table;
-        sent
+        let count = batch.table(&mut self.table);
+        let (codec, data) = self.compressor.pack(batch.data());
+        let begin = Instant::now();
+        let sent = write_frame(
+            &mut self.link,
+            Kind::Pages,
+            codec,
+            (count, 0),
+            [&self.table, data],
+        )?;
+        self.compressor.written(sent, begin, Instant::now());
+        self.sent += sent;
+        Ok(sent)
     }
 
     /// Sends the state of a machine; how many bytes that took.
@@ -263,38 +304,10 @@ impl Channel {
         argument: u64,
         parts: [&[u8]; 2],
     ) -> Result<u64, ChannelError> {
-        let [first, second] = parts;
-        let header = Header {
-            kind,
-            codec: 0,
-            length: u32::try_from(first.len() + second.len()).unwrap_or(u32::MAX),
-            count,
-            argument,
-        };
-        let header = header.encode(parts);
-        let mut slices = [&header[..], first, second].map(IoSlice::new);
-        let mut left = &mut slices[..];
-        let bytes = (HEADER + first.len() + second.len()) as u64;
-        IoSlice::advance_slices(&mut left, 0);
-        while !left.is_empty() {
-            match self.link.write_vectored(left) {
-                Ok(0) => return Err(ChannelError::Closed),
-                Ok(written) => IoSlice::advance_slices(&mut left, written),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.write_error(error)),
-            }
-        }
-        self.sent += bytes;
-        Ok(bytes)
-    }
-
-    /// What an error in writing means. What the other side has said before its end can still be
-    /// read, so only a read can tell that it has closed in order.
-    fn write_error(&self, error: io::Error) -> ChannelError {
-        match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => ChannelError::TimedOut,
-            _ => ChannelError::Lost(error),
-        }
+        let link = &mut self.link;
+        let sent = write_frame(link, kind, Codec::None, (count, argument), parts)?;
+        self.sent += sent;
+        Ok(sent)
     }
 
     /// Waits for a frame.
@@ -313,7 +326,7 @@ impl Channel {
         read?;
         self.received += (HEADER + length) as u64;
         verify(&bytes, &self.payload)?;
-        understand(&header, &self.payload)
+        understand(&header, &self.payload, &mut self.unpacker)
     }
 
     /// Waits for a message.
@@ -374,77 +387,52 @@ impl Channel {
         }
         Ok(())
     }
+}
 
-    /// Says who we are and what this connection is for, to the target.
-    ///
-    /// # Errors
-    ///
-    /// It is somebody else, of another version, or does not want us.
-    pub fn greet(&mut self, session: &Session, purpose: Purpose) -> Result<(), ChannelError> {
-        self.send(&Message::Hello(Hello {
-            protocol: PROTOCOL,
-            oldest: OLDEST_PROTOCOL,
-            brume: env!("CARGO_PKG_VERSION").into(),
-            session: session.clone(),
-            purpose,
-        }))?;
-        match self.receive_message()? {
-            Message::Welcome { protocol, .. }
-                if (OLDEST_PROTOCOL..=PROTOCOL).contains(&protocol) =>
-            {
-                Ok(())
-            }
-            Message::Refused { reasons } => Err(ChannelError::Refused(reasons)),
-            _ => Err(ChannelError::OutOfTurn("another message than a welcome")),
+fn write_frame(
+    link: &mut Link,
+    kind: Kind,
+    codec: Codec,
+    (count, argument): (u32, u64),
+    parts: [&[u8]; 2],
+) -> Result<u64, ChannelError> {
+    let [first, second] = parts;
+    let header = Header {
+        kind,
+        codec: codec.number(),
+        length: u32::try_from(first.len() + second.len()).unwrap_or(u32::MAX),
+        count,
+        argument,
+    };
+    let header = header.encode(parts);
+    let mut slices = [&header[..], first, second].map(IoSlice::new);
+    let mut left = &mut slices[..];
+    IoSlice::advance_slices(&mut left, 0);
+    while !left.is_empty() {
+        match link.write_vectored(left) {
+            Ok(0) => return Err(ChannelError::Closed),
+            Ok(written) => IoSlice::advance_slices(&mut left, written),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(write_error(error)),
         }
     }
+    Ok((HEADER + first.len() + second.len()) as u64)
+}
 
-    /// Hears who a source is. It is to be answered with [`Channel::welcome`] or with a refusal.
-    ///
-    /// # Errors
-    ///
-    /// It is somebody else, or of another version, which it is told.
-    pub fn meet(&mut self) -> Result<Hello, ChannelError> {
-        let Message::Hello(hello) = self.receive_message()? else {
-            return Err(ChannelError::OutOfTurn("another message than a greeting"));
-        };
-        if hello.oldest > PROTOCOL || hello.protocol < OLDEST_PROTOCOL {
-            let reason = format!(
-                "the source (brume {}) speaks versions {} to {} of the migration protocol, the \
-                 target (brume {}) versions {OLDEST_PROTOCOL} to {PROTOCOL}",
-                hello.brume,
-                hello.oldest,
-                hello.protocol,
-                env!("CARGO_PKG_VERSION")
-            );
-            return Err(self.refuse(vec![reason]));
-        }
-        Ok(hello)
-    }
-
-    /// Lets a source go on.
-    ///
-    /// # Errors
-    ///
-    /// It has gone.
-    pub fn welcome(&mut self, hello: &Hello) -> Result<(), ChannelError> {
-        self.send(&Message::Welcome {
-            protocol: hello.protocol.min(PROTOCOL),
-            brume: env!("CARGO_PKG_VERSION").into(),
-        })?;
-        Ok(())
-    }
-
-    /// Sends a source away; the error that says so here.
-    pub fn refuse(&mut self, reasons: Vec<String>) -> ChannelError {
-        let refused = self.send(&Message::Refused {
-            reasons: reasons.clone(),
-        });
-        refused.map_or_else(|error| error, |_| ChannelError::Refused(reasons))
+/// What an error in writing means. What the other side has said before its end can still be read,
+/// so only a read can tell that it has closed in order.
+fn write_error(error: io::Error) -> ChannelError {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => ChannelError::TimedOut,
+        _ => ChannelError::Lost(error),
     }
 }
 
-fn understand<'a>(header: &Header, payload: &'a [u8]) -> Result<Received<'a>, ChannelError> {
+fn understand<'a>(
+    header: &Header,
+    payload: &'a [u8],
+    unpacker: &'a mut Unpacker,
+) -> Result<Received<'a>, ChannelError> {
     let Header {
         kind,
         codec,
@@ -452,8 +440,11 @@ fn understand<'a>(header: &Header, payload: &'a [u8]) -> Result<Received<'a>, Ch
         argument,
         ..
     } = *header;
-    if codec != 0 {
-        return Err(ChannelError::Malformed("pages in a form that is unknown"));
+    let codec = Codec::from_number(codec)?;
+    if codec != Codec::None && kind != Kind::Pages {
+        return Err(ChannelError::Malformed(
+            "something compressed that is no pages",
+        ));
     }
     Ok(match kind {
         Kind::Message => {
@@ -467,6 +458,7 @@ fn understand<'a>(header: &Header, payload: &'a [u8]) -> Result<Received<'a>, Ch
                 .ok_or(ChannelError::Malformed(
                     "a table of pages that is longer than its frame",
                 ))?;
+            let data = unpacker.unpack(codec, data, PagesIn::data_length(table)?)?;
             Received::Pages(PagesIn::new(table, data)?)
         }
         Kind::State => Received::State {

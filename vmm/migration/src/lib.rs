@@ -27,6 +27,7 @@
 
 mod address;
 mod channel;
+mod compress;
 mod frame;
 mod handover;
 mod host;
@@ -39,6 +40,7 @@ mod tls;
 
 pub use address::{Address, AddressError};
 pub use channel::{Channel, ChannelError, Received};
+pub use compress::Choice;
 pub use handover::{
     Decision, Refusal, Source, SourceAction, SourceEvent, SourceState, Target, TargetAction,
     TargetEvent, TargetState,

@@ -280,7 +280,7 @@ fn who_does_not_speak_tls_is_not_waited_for() {
         assert!(matches!(silent, TlsError::TimedOut), "{silent:?}");
         // Something moves all the time.
         let slow = with_stranger(handshake, |stranger| {
-            for byte in [0x16, 3, 3, 0x40, 0].into_iter().chain([1; 200]) {
+            for byte in [0x16, 3, 3, 0x40, 0].into_iter().chain([1; 1000]) {
                 thread::sleep(Duration::from_millis(5));
                 if stranger.write_all(&[byte]).is_err() {
                     break;
