@@ -2,6 +2,7 @@
 //! One connection that carries frames.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -10,9 +11,13 @@ use crate::compress::{Choice, Codec, Compressor, Unpacker};
 use crate::frame::{HEADER, Header, Kind, verify};
 use crate::link::{Closer, Link};
 use crate::message::Message;
-use crate::pages::{PageBatch, PagesIn};
+use crate::pages::PageBatch;
 
 mod greeting;
+mod received;
+
+pub use received::Received;
+use received::understand;
 
 /// The most that is read for a frame before any of it has come, in bytes.
 const STEP: usize = 1 << 20;
@@ -57,60 +62,6 @@ pub enum ChannelError {
     /// It is not what comes now.
     #[error("the other side has sent {0} out of turn")]
     OutOfTurn(&'static str),
-}
-
-/// A frame that has come.
-#[derive(Debug)]
-pub enum Received<'a> {
-    /// A message.
-    Message(Message),
-    /// Pages.
-    Pages(PagesIn<'a>),
-    /// A part of a machine's state.
-    State {
-        /// Where in the state it is, in bytes.
-        offset: u64,
-        /// Whether it is the last one.
-        last: bool,
-        /// What it is.
-        bytes: &'a [u8],
-    },
-    /// Pages that follow later, as words of a bitmap: bit `n` of word `m` is page `64 m + n`.
-    Missing {
-        /// The number of the first word.
-        first_word: u64,
-        /// The words, little endian.
-        bytes: &'a [u8],
-    },
-    /// Pages that are wanted now.
-    Need {
-        /// The first.
-        first: u64,
-        /// How many.
-        pages: u32,
-    },
-    /// Blocks of a drive.
-    Disk {
-        /// The number of the drive.
-        drive: u32,
-        /// Where on it they are, in bytes.
-        offset: u64,
-        /// What they are.
-        bytes: &'a [u8],
-    },
-}
-
-impl Received<'_> {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Message(_) => "a message",
-            Self::Pages(_) => "pages",
-            Self::State { .. } => "a machine's state",
-            Self::Missing { .. } => "a list of missing pages",
-            Self::Need { .. } => "a request for pages",
-            Self::Disk { .. } => "blocks of a disk",
-        }
-    }
 }
 
 /// A connection that carries frames.
@@ -180,6 +131,27 @@ impl Channel {
     /// How many bytes the pages had that were sent, and how many were sent for them.
     pub fn compressed(&self) -> (u64, u64) {
         self.compressor.totals()
+    }
+
+    /// Hands a descriptor over to another process of this host, between two frames.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it, or is not on a unix socket.
+    pub fn send_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), ChannelError> {
+        self.link.send_fd(fd).map_err(failed)
+    }
+
+    /// Takes a descriptor, which is to be what comes next.
+    ///
+    /// # Errors
+    ///
+    /// It comes not, or something else does, or this is no unix socket.
+    pub fn receive_fd(&mut self) -> Result<OwnedFd, ChannelError> {
+        self.link.receive_fd().map_err(|error| match error.kind() {
+            ErrorKind::InvalidData => ChannelError::OutOfTurn("something that is no descriptor"),
+            _ => failed(error),
+        })
     }
 
     /// Waits for something to receive, or the end; `false` if that takes longer than `limit`.
@@ -316,9 +288,20 @@ impl Channel {
     ///
     /// None comes, or it is not what it should be.
     pub fn receive(&mut self) -> Result<Received<'_>, ChannelError> {
+        self.receive_at_most(u32::MAX)
+    }
+
+    /// The same for a frame of at most `most` bytes.
+    fn receive_at_most(&mut self, most: u32) -> Result<Received<'_>, ChannelError> {
         let mut bytes = [0; HEADER];
         self.read(&mut bytes, true)?;
         let header = Header::decode(&bytes)?;
+        if header.length > most {
+            return Err(ChannelError::TooLong {
+                length: header.length,
+                most,
+            });
+        }
         let length = usize::try_from(header.length).unwrap_or(usize::MAX);
         let mut payload = std::mem::take(&mut self.payload);
         let read = self.read_payload(&mut payload, length);
@@ -335,10 +318,7 @@ impl Channel {
     ///
     /// As for [`Channel::receive`], or something else has come.
     pub fn receive_message(&mut self) -> Result<Message, ChannelError> {
-        match self.receive()? {
-            Received::Message(message) => Ok(message),
-            other => Err(ChannelError::OutOfTurn(other.name())),
-        }
+        self.receive()?.message()
     }
 
     /// Reads so many bytes; room for them is made as they come.
@@ -413,7 +393,7 @@ fn write_frame(
             Ok(0) => return Err(ChannelError::Closed),
             Ok(written) => IoSlice::advance_slices(&mut left, written),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(write_error(error)),
+            Err(error) => return Err(failed(error)),
         }
     }
     Ok((HEADER + first.len() + second.len()) as u64)
@@ -421,66 +401,14 @@ fn write_frame(
 
 /// What an error in writing means. What the other side has said before its end can still be read,
 /// so only a read can tell that it has closed in order.
-fn write_error(error: io::Error) -> ChannelError {
+fn failed(error: io::Error) -> ChannelError {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => ChannelError::TimedOut,
         _ => ChannelError::Lost(error),
     }
 }
 
-fn understand<'a>(
-    header: &Header,
-    payload: &'a [u8],
-    unpacker: &'a mut Unpacker,
-) -> Result<Received<'a>, ChannelError> {
-    let Header {
-        kind,
-        codec,
-        count,
-        argument,
-        ..
-    } = *header;
-    let codec = Codec::from_number(codec)?;
-    if codec != Codec::None && kind != Kind::Pages {
-        return Err(ChannelError::Malformed(
-            "something compressed that is no pages",
-        ));
-    }
-    Ok(match kind {
-        Kind::Message => {
-            let message = serde_json::from_slice(payload).map_err(ChannelError::Message)?;
-            Received::Message(message)
-        }
-        Kind::Pages => {
-            let length = PagesIn::table_length(count)?;
-            let (table, data) = payload
-                .split_at_checked(length)
-                .ok_or(ChannelError::Malformed(
-                    "a table of pages that is longer than its frame",
-                ))?;
-            let data = unpacker.unpack(codec, data, PagesIn::data_length(table)?)?;
-            Received::Pages(PagesIn::new(table, data)?)
-        }
-        Kind::State => Received::State {
-            offset: argument,
-            last: count != 0,
-            bytes: payload,
-        },
-        Kind::Missing => Received::Missing {
-            first_word: argument,
-            bytes: payload,
-        },
-        Kind::Need => Received::Need {
-            first: argument,
-            pages: count,
-        },
-        Kind::Disk => Received::Disk {
-            drive: count,
-            offset: argument,
-            bytes: payload,
-        },
-    })
-}
-
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

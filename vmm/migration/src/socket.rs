@@ -3,9 +3,11 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use crate::host;
 
 /// The most that is written at once under a deadline, in bytes: the kernel's own limit starts anew
 /// with each piece of a larger write.
@@ -123,6 +125,27 @@ impl Socket {
         let left = self.limit.map_or(left, |limit| limit.min(left));
         self.stream.set_timeouts(Some(left))?;
         Ok(true)
+    }
+}
+
+impl Socket {
+    /// Sends one byte and a descriptor beside it.
+    pub(crate) fn send_fd(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.for_descriptors()?;
+        host::send_fd(self.as_raw_fd(), fd)
+    }
+
+    /// Receives what [`Socket::send_fd`] sends.
+    pub(crate) fn receive_fd(&mut self) -> io::Result<OwnedFd> {
+        self.for_descriptors()?;
+        host::receive_fd(self.as_raw_fd())
+    }
+
+    fn for_descriptors(&self) -> io::Result<()> {
+        if !self.is_unix() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.bound().map(|_| ())
     }
 }
 

@@ -261,7 +261,7 @@ fn with_stranger(handshake: Handshake, stranger: fn(&mut UnixStream)) -> TlsErro
     let stranger = thread::spawn(move || stranger(&mut other));
     let start = Instant::now();
     let error = handshake(link, &tls).unwrap_err();
-    assert!(start.elapsed() < Duration::from_millis(1500), "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(3), "{error:?}");
     stranger.join().unwrap();
     error
 }
