@@ -53,7 +53,11 @@ impl Dice {
 /// A frame of each kind, and pages in each form.
 fn frames() -> Vec<Vec<u8>> {
     let sends: [fn(&mut Channel) -> u64; 10] = [
-        |channel| channel.send(&Message::Sent).unwrap(),
+        |channel| {
+            channel
+                .send(&Message::Offer(serde_json::json!({"cpus": [1, 2]})))
+                .unwrap()
+        },
         |channel| channel.send(&Message::KeepAlive).unwrap(),
         |channel| send_pages(channel, Choice::None),
         |channel| send_pages(channel, Choice::Lz4),
@@ -105,8 +109,8 @@ fn feed(bytes: &[u8]) -> (usize, ChannelError) {
             Err(error) => break error,
         }
     };
-    // No more than what is read at once, and the pages of a frame.
-    assert!(channel.payload.capacity() <= STEP);
+    // No more than has come, and what is read at once; and the pages of a frame.
+    assert!(channel.payload.capacity() <= bytes.len() + STEP);
     assert!(channel.unpacker.capacity() <= MOST_PAGES * PAGE);
     (frames, error)
 }

@@ -240,10 +240,10 @@ fn a_greeting_comes_within_the_limit_or_not_at_all() {
 fn a_descriptor_goes_between_two_frames() {
     let (mut source, mut target) = pair();
     target.set_limit(Duration::from_millis(50)).unwrap();
-    source.send(&Message::Sent).unwrap();
+    source.send(&SENT).unwrap();
     source.send_fd(io::stdin().as_fd()).unwrap();
     source.send(&Message::KeepAlive).unwrap();
-    assert_eq!(target.receive_message().unwrap(), Message::Sent);
+    assert_eq!(target.receive_message().unwrap(), SENT);
     target.receive_fd().unwrap();
     assert!(matches!(
         target.receive_fd(),
