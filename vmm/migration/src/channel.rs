@@ -2,15 +2,22 @@
 //! One connection that carries frames.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::time::Duration;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::compress::{Choice, Codec, Compressor, Unpacker};
 use crate::frame::{HEADER, Header, Kind, verify};
 use crate::link::{Closer, Link};
-use crate::message::{Hello, Message, Purpose, Session};
-use crate::pages::{PageBatch, PagesIn};
-use crate::{OLDEST_PROTOCOL, PROTOCOL};
+use crate::message::Message;
+use crate::pages::PageBatch;
+
+mod greeting;
+mod received;
+
+pub use received::Received;
+use received::understand;
 
 /// The most that is read for a frame before any of it has come, in bytes.
 const STEP: usize = 1 << 20;
@@ -57,60 +64,6 @@ pub enum ChannelError {
     OutOfTurn(&'static str),
 }
 
-/// A frame that has come.
-#[derive(Debug)]
-pub enum Received<'a> {
-    /// A message.
-    Message(Message),
-    /// Pages.
-    Pages(PagesIn<'a>),
-    /// A part of a machine's state.
-    State {
-        /// Where in the state it is, in bytes.
-        offset: u64,
-        /// Whether it is the last one.
-        last: bool,
-        /// What it is.
-        bytes: &'a [u8],
-    },
-    /// Pages that follow later, as words of a bitmap: bit `n` of word `m` is page `64 m + n`.
-    Missing {
-        /// The number of the first word.
-        first_word: u64,
-        /// The words, little endian.
-        bytes: &'a [u8],
-    },
-    /// Pages that are wanted now.
-    Need {
-        /// The first.
-        first: u64,
-        /// How many.
-        pages: u32,
-    },
-    /// Blocks of a drive.
-    Disk {
-        /// The number of the drive.
-        drive: u32,
-        /// Where on it they are, in bytes.
-        offset: u64,
-        /// What they are.
-        bytes: &'a [u8],
-    },
-}
-
-impl Received<'_> {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Message(_) => "a message",
-            Self::Pages(_) => "pages",
-            Self::State { .. } => "a machine's state",
-            Self::Missing { .. } => "a list of missing pages",
-            Self::Need { .. } => "a request for pages",
-            Self::Disk { .. } => "blocks of a disk",
-        }
-    }
-}
-
 /// A connection that carries frames.
 #[derive(Debug)]
 pub struct Channel {
@@ -119,6 +72,8 @@ pub struct Channel {
     payload: Vec<u8>,
     /// The table of runs that was sent last.
     table: Vec<u8>,
+    compressor: Compressor,
+    unpacker: Unpacker,
     sent: u64,
     received: u64,
 }
@@ -130,6 +85,8 @@ impl Channel {
             link,
             payload: Vec::new(),
             table: Vec::new(),
+            compressor: Compressor::default(),
+            unpacker: Unpacker::default(),
             sent: 0,
             received: 0,
         }
@@ -147,6 +104,54 @@ impl Channel {
     /// The socket does not take it.
     pub fn set_limit(&mut self, limit: Duration) -> Result<(), ChannelError> {
         self.link.set_limit(limit).map_err(ChannelError::Lost)
+    }
+
+    /// Until when the other side may let us wait in all, however much it sends; `None` for as long
+    /// as it does.
+    ///
+    /// # Errors
+    ///
+    /// The socket does not take it.
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) -> Result<(), ChannelError> {
+        self.link.set_deadline(deadline).map_err(ChannelError::Lost)
+    }
+
+    /// How pages are compressed from now on; at first they are not. Whoever receives them need not
+    /// know.
+    pub fn set_compression(&mut self, choice: Choice) {
+        self.compressor.set_choice(choice);
+    }
+
+    /// Tells [`Choice::Auto`] that no more than `rate` bytes per second will be sent; 0 for no such
+    /// limit.
+    pub fn set_wire_rate(&mut self, rate: u64) {
+        self.compressor.set_wire_rate(rate);
+    }
+
+    /// How many bytes the pages had that were sent, and how many were sent for them.
+    pub fn compressed(&self) -> (u64, u64) {
+        self.compressor.totals()
+    }
+
+    /// Hands a descriptor over to another process of this host, between two frames.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it, or is not on a unix socket.
+    pub fn send_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), ChannelError> {
+        self.link.send_fd(fd).map_err(failed)
+    }
+
+    /// Takes a descriptor, which is to be what comes next.
+    ///
+    /// # Errors
+    ///
+    /// It comes not, or something else does, or this is no unix socket.
+    pub fn receive_fd(&mut self) -> Result<OwnedFd, ChannelError> {
+        self.link.receive_fd().map_err(|error| match error.kind() {
+            ErrorKind::InvalidData => ChannelError::OutOfTurn("something that is no descriptor"),
+            _ => failed(error),
+        })
     }
 
     /// Waits for something to receive, or the end; `false` if that takes longer than `limit`.
@@ -193,11 +198,19 @@ impl Channel {
     ///
     /// The other side does not take them.
     pub fn send_pages(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
-        let mut table = std::mem::take(&mut self.table);
-        let count = batch.table(&mut table);
-        let sent = self.frame(Kind::Pages, count, 0, [&table, batch.data()]);
-        self.table = table;
-        sent
+        let count = batch.table(&mut self.table);
+        let (codec, data) = self.compressor.pack(batch.data());
+        let begin = Instant::now();
+        let sent = write_frame(
+            &mut self.link,
+            Kind::Pages,
+            codec,
+            (count, 0),
+            [&self.table, data],
+        )?;
+        self.compressor.written(sent, begin, Instant::now());
+        self.sent += sent;
+        Ok(sent)
     }
 
     /// Sends the state of a machine; how many bytes that took.
@@ -263,38 +276,10 @@ impl Channel {
         argument: u64,
         parts: [&[u8]; 2],
     ) -> Result<u64, ChannelError> {
-        let [first, second] = parts;
-        let header = Header {
-            kind,
-            codec: 0,
-            length: u32::try_from(first.len() + second.len()).unwrap_or(u32::MAX),
-            count,
-            argument,
-        };
-        let header = header.encode(parts);
-        let mut slices = [&header[..], first, second].map(IoSlice::new);
-        let mut left = &mut slices[..];
-        let bytes = (HEADER + first.len() + second.len()) as u64;
-        IoSlice::advance_slices(&mut left, 0);
-        while !left.is_empty() {
-            match self.link.write_vectored(left) {
-                Ok(0) => return Err(ChannelError::Closed),
-                Ok(written) => IoSlice::advance_slices(&mut left, written),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.write_error(error)),
-            }
-        }
-        self.sent += bytes;
-        Ok(bytes)
-    }
-
-    /// What an error in writing means. What the other side has said before its end can still be
-    /// read, so only a read can tell that it has closed in order.
-    fn write_error(&self, error: io::Error) -> ChannelError {
-        match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => ChannelError::TimedOut,
-            _ => ChannelError::Lost(error),
-        }
+        let link = &mut self.link;
+        let sent = write_frame(link, kind, Codec::None, (count, argument), parts)?;
+        self.sent += sent;
+        Ok(sent)
     }
 
     /// Waits for a frame.
@@ -303,9 +288,20 @@ impl Channel {
     ///
     /// None comes, or it is not what it should be.
     pub fn receive(&mut self) -> Result<Received<'_>, ChannelError> {
+        self.receive_at_most(u32::MAX)
+    }
+
+    /// The same for a frame of at most `most` bytes.
+    fn receive_at_most(&mut self, most: u32) -> Result<Received<'_>, ChannelError> {
         let mut bytes = [0; HEADER];
         self.read(&mut bytes, true)?;
         let header = Header::decode(&bytes)?;
+        if header.length > most {
+            return Err(ChannelError::TooLong {
+                length: header.length,
+                most,
+            });
+        }
         let length = usize::try_from(header.length).unwrap_or(usize::MAX);
         let mut payload = std::mem::take(&mut self.payload);
         let read = self.read_payload(&mut payload, length);
@@ -313,7 +309,7 @@ impl Channel {
         read?;
         self.received += (HEADER + length) as u64;
         verify(&bytes, &self.payload)?;
-        understand(&header, &self.payload)
+        understand(&header, &self.payload, &mut self.unpacker)
     }
 
     /// Waits for a message.
@@ -322,10 +318,7 @@ impl Channel {
     ///
     /// As for [`Channel::receive`], or something else has come.
     pub fn receive_message(&mut self) -> Result<Message, ChannelError> {
-        match self.receive()? {
-            Received::Message(message) => Ok(message),
-            other => Err(ChannelError::OutOfTurn(other.name())),
-        }
+        self.receive()?.message()
     }
 
     /// Reads so many bytes; room for them is made as they come.
@@ -374,121 +367,48 @@ impl Channel {
         }
         Ok(())
     }
-
-    /// Says who we are and what this connection is for, to the target.
-    ///
-    /// # Errors
-    ///
-    /// It is somebody else, of another version, or does not want us.
-    pub fn greet(&mut self, session: &Session, purpose: Purpose) -> Result<(), ChannelError> {
-        self.send(&Message::Hello(Hello {
-            protocol: PROTOCOL,
-            oldest: OLDEST_PROTOCOL,
-            brume: env!("CARGO_PKG_VERSION").into(),
-            session: session.clone(),
-            purpose,
-        }))?;
-        match self.receive_message()? {
-            Message::Welcome { protocol, .. }
-                if (OLDEST_PROTOCOL..=PROTOCOL).contains(&protocol) =>
-            {
-                Ok(())
-            }
-            Message::Refused { reasons } => Err(ChannelError::Refused(reasons)),
-            _ => Err(ChannelError::OutOfTurn("another message than a welcome")),
-        }
-    }
-
-    /// Hears who a source is. It is to be answered with [`Channel::welcome`] or with a refusal.
-    ///
-    /// # Errors
-    ///
-    /// It is somebody else, or of another version, which it is told.
-    pub fn meet(&mut self) -> Result<Hello, ChannelError> {
-        let Message::Hello(hello) = self.receive_message()? else {
-            return Err(ChannelError::OutOfTurn("another message than a greeting"));
-        };
-        if hello.oldest > PROTOCOL || hello.protocol < OLDEST_PROTOCOL {
-            let reason = format!(
-                "the source (brume {}) speaks versions {} to {} of the migration protocol, the \
-                 target (brume {}) versions {OLDEST_PROTOCOL} to {PROTOCOL}",
-                hello.brume,
-                hello.oldest,
-                hello.protocol,
-                env!("CARGO_PKG_VERSION")
-            );
-            return Err(self.refuse(vec![reason]));
-        }
-        Ok(hello)
-    }
-
-    /// Lets a source go on.
-    ///
-    /// # Errors
-    ///
-    /// It has gone.
-    pub fn welcome(&mut self, hello: &Hello) -> Result<(), ChannelError> {
-        self.send(&Message::Welcome {
-            protocol: hello.protocol.min(PROTOCOL),
-            brume: env!("CARGO_PKG_VERSION").into(),
-        })?;
-        Ok(())
-    }
-
-    /// Sends a source away; the error that says so here.
-    pub fn refuse(&mut self, reasons: Vec<String>) -> ChannelError {
-        let refused = self.send(&Message::Refused {
-            reasons: reasons.clone(),
-        });
-        refused.map_or_else(|error| error, |_| ChannelError::Refused(reasons))
-    }
 }
 
-fn understand<'a>(header: &Header, payload: &'a [u8]) -> Result<Received<'a>, ChannelError> {
-    let Header {
+fn write_frame(
+    link: &mut Link,
+    kind: Kind,
+    codec: Codec,
+    (count, argument): (u32, u64),
+    parts: [&[u8]; 2],
+) -> Result<u64, ChannelError> {
+    let [first, second] = parts;
+    let header = Header {
         kind,
-        codec,
+        codec: codec.number(),
+        length: u32::try_from(first.len() + second.len()).unwrap_or(u32::MAX),
         count,
         argument,
-        ..
-    } = *header;
-    if codec != 0 {
-        return Err(ChannelError::Malformed("pages in a form that is unknown"));
+    };
+    let header = header.encode(parts);
+    let mut slices = [&header[..], first, second].map(IoSlice::new);
+    let mut left = &mut slices[..];
+    IoSlice::advance_slices(&mut left, 0);
+    while !left.is_empty() {
+        match link.write_vectored(left) {
+            Ok(0) => return Err(ChannelError::Closed),
+            Ok(written) => IoSlice::advance_slices(&mut left, written),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
     }
-    Ok(match kind {
-        Kind::Message => {
-            let message = serde_json::from_slice(payload).map_err(ChannelError::Message)?;
-            Received::Message(message)
-        }
-        Kind::Pages => {
-            let length = PagesIn::table_length(count)?;
-            let (table, data) = payload
-                .split_at_checked(length)
-                .ok_or(ChannelError::Malformed(
-                    "a table of pages that is longer than its frame",
-                ))?;
-            Received::Pages(PagesIn::new(table, data)?)
-        }
-        Kind::State => Received::State {
-            offset: argument,
-            last: count != 0,
-            bytes: payload,
-        },
-        Kind::Missing => Received::Missing {
-            first_word: argument,
-            bytes: payload,
-        },
-        Kind::Need => Received::Need {
-            first: argument,
-            pages: count,
-        },
-        Kind::Disk => Received::Disk {
-            drive: count,
-            offset: argument,
-            bytes: payload,
-        },
-    })
+    Ok((HEADER + first.len() + second.len()) as u64)
 }
 
+/// What an error in writing means. What the other side has said before its end can still be read,
+/// so only a read can tell that it has closed in order.
+fn failed(error: io::Error) -> ChannelError {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => ChannelError::TimedOut,
+        _ => ChannelError::Lost(error),
+    }
+}
+
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,8 @@
 
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, RawFd};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use thiserror::Error;
 
 use crate::address::Address;
 use crate::host;
+use crate::socket::{Socket, Stream};
+use crate::tls::{Secured, Tls, TlsError};
 
 /// A connection that cannot be had.
 #[derive(Debug, Error)]
@@ -56,14 +58,14 @@ pub enum LinkError {
 /// A connection.
 #[derive(Debug)]
 pub struct Link {
-    stream: Stream,
+    carrier: Carrier,
     peer: String,
 }
 
 #[derive(Debug)]
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
+enum Carrier {
+    Plain(Socket),
+    Tls(Box<Secured>),
 }
 
 /// Ends a connection from another thread: whoever waits in it gets an error.
@@ -75,31 +77,6 @@ impl Closer {
     pub fn close(&self) {
         // One that is closed already is as it should be.
         let _ = self.0.shutdown();
-    }
-}
-
-impl Stream {
-    fn shutdown(&self) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
-        }
-    }
-
-    fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
-            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
-        }
-    }
-}
-
-impl AsRawFd for Stream {
-    fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Self::Unix(stream) => stream.as_raw_fd(),
-            Self::Tcp(stream) => stream.as_raw_fd(),
-        }
     }
 }
 
@@ -136,11 +113,58 @@ impl Link {
     }
 
     fn of(stream: Stream, peer: String) -> io::Result<Self> {
-        if let Stream::Tcp(stream) = &stream {
-            // Messages are waited for; memory goes in large pieces anyway.
-            stream.set_nodelay(true)?;
+        Ok(Self {
+            carrier: Carrier::Plain(Socket::new(stream)?),
+            peer,
+        })
+    }
+
+    /// Speaks TLS from now on, to a server that is to have a certificate for the name in `tls`, or
+    /// else for the host of `address`, or else for "localhost". The handshake ends within the
+    /// limit of the link, or within 10 seconds if it has none.
+    ///
+    /// # Errors
+    ///
+    /// One side does not accept the other, or there is nobody who speaks TLS.
+    pub fn secured_as_client(self, tls: &Tls, address: &Address) -> Result<Self, TlsError> {
+        self.secured(|socket| Secured::client(socket, tls, address))
+    }
+
+    /// Speaks TLS from now on, to a client. The handshake ends within the limit of the link, or
+    /// within 10 seconds if it has none.
+    ///
+    /// # Errors
+    ///
+    /// One side does not accept the other, or there is nobody who speaks TLS.
+    pub fn secured_as_server(self, tls: &Tls) -> Result<Self, TlsError> {
+        self.secured(|socket| Secured::server(socket, tls))
+    }
+
+    fn secured(
+        self,
+        handshake: impl FnOnce(Socket) -> Result<Secured, TlsError>,
+    ) -> Result<Self, TlsError> {
+        let Carrier::Plain(socket) = self.carrier else {
+            return Err(TlsError::Twice);
+        };
+        Ok(Self {
+            carrier: Carrier::Tls(Box::new(handshake(socket)?)),
+            peer: self.peer,
+        })
+    }
+
+    fn socket(&self) -> &Socket {
+        match &self.carrier {
+            Carrier::Plain(socket) => socket,
+            Carrier::Tls(secured) => secured.socket(),
         }
-        Ok(Self { stream, peer })
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket {
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket,
+            Carrier::Tls(secured) => secured.socket_mut(),
+        }
     }
 
     /// Where the other side is, for people.
@@ -148,9 +172,15 @@ impl Link {
         &self.peer
     }
 
-    /// Whether both sides are on one host for sure.
+    /// Whether both sides are on one host for sure. Not under TLS: whoever wants that has a unix
+    /// socket lead elsewhere.
     pub fn is_local(&self) -> bool {
-        matches!(self.stream, Stream::Unix(_))
+        matches!(&self.carrier, Carrier::Plain(socket) if socket.is_unix())
+    }
+
+    /// Whether nobody between the two sides can read or change anything.
+    pub fn is_secured(&self) -> bool {
+        matches!(self.carrier, Carrier::Tls(_))
     }
 
     /// How long a read or a write may wait without anything moving.
@@ -159,17 +189,27 @@ impl Link {
     ///
     /// The socket does not take it.
     pub fn set_limit(&mut self, limit: Duration) -> io::Result<()> {
-        let limit = Some(limit.max(Duration::from_millis(1)));
-        match &self.stream {
-            Stream::Unix(stream) => {
-                stream.set_read_timeout(limit)?;
-                stream.set_write_timeout(limit)
-            }
-            Stream::Tcp(stream) => {
-                stream.set_read_timeout(limit)?;
-                stream.set_write_timeout(limit)
-            }
-        }
+        self.socket_mut().set_limit(limit)
+    }
+
+    /// What [`Link::set_limit`] has set.
+    pub fn limit(&self) -> Option<Duration> {
+        self.socket().limit()
+    }
+
+    /// Until when reads and writes may wait, however much moves; `None` for as long as something
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// The socket does not take it.
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        self.socket_mut().set_deadline(deadline)
+    }
+
+    /// What [`Link::set_deadline`] has set.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.socket().deadline()
     }
 
     /// Waits until there is something to read, or the end; `false` if that takes longer.
@@ -178,7 +218,34 @@ impl Link {
     ///
     /// The host does not tell.
     pub fn wait_readable(&mut self, limit: Duration) -> io::Result<bool> {
-        host::wait_readable(&[self.stream.as_raw_fd()], limit).map(|ready| ready == Some(0))
+        match &mut self.carrier {
+            Carrier::Plain(socket) => wait_readable(socket, limit),
+            Carrier::Tls(secured) => secured.wait_readable(limit),
+        }
+    }
+
+    /// Hands a descriptor over to another process of this host, beside one byte.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it. `Unsupported`: this is no unix socket without TLS.
+    pub fn send_fd(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.send_fd(fd),
+            Carrier::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Takes what the other side hands over with [`Link::send_fd`], which is to be what comes next.
+    ///
+    /// # Errors
+    ///
+    /// It comes not, or something else does. `Unsupported`: this is no unix socket without TLS.
+    pub fn receive_fd(&mut self) -> io::Result<OwnedFd> {
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.receive_fd(),
+            Carrier::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// What can end it from another thread.
@@ -187,31 +254,31 @@ impl Link {
     ///
     /// The process has no more descriptors.
     pub fn closer(&self) -> io::Result<Closer> {
-        self.stream.try_clone().map(Closer)
+        self.socket().duplicate().map(Closer)
     }
 }
 
 impl Read for Link {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.stream {
-            Stream::Unix(stream) => stream.read(buffer),
-            Stream::Tcp(stream) => stream.read(buffer),
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.read(buffer),
+            Carrier::Tls(secured) => secured.read(buffer),
         }
     }
 }
 
 impl Write for Link {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.stream {
-            Stream::Unix(stream) => stream.write(bytes),
-            Stream::Tcp(stream) => stream.write(bytes),
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.write(bytes),
+            Carrier::Tls(secured) => secured.write(bytes),
         }
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        match &mut self.stream {
-            Stream::Unix(stream) => stream.write_vectored(parts),
-            Stream::Tcp(stream) => stream.write_vectored(parts),
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.write_vectored(parts),
+            Carrier::Tls(secured) => secured.write_vectored(parts),
         }
     }
 
@@ -222,8 +289,13 @@ impl Write for Link {
 
 impl AsRawFd for Link {
     fn as_raw_fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.socket().as_raw_fd()
     }
+}
+
+/// Waits until `socket` can be read or has ended; `false` if that takes longer.
+pub(crate) fn wait_readable(socket: &Socket, limit: Duration) -> io::Result<bool> {
+    host::wait_readable(&[socket.as_raw_fd()], limit).map(|ready| ready == Some(0))
 }
 
 fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
@@ -338,10 +410,7 @@ impl Listener {
         };
         match accepted {
             Ok((stream, peer)) => {
-                match &stream {
-                    Stream::Unix(stream) => stream.set_nonblocking(false)?,
-                    Stream::Tcp(stream) => stream.set_nonblocking(false)?,
-                }
+                stream.set_nonblocking(false)?;
                 Ok(Some(Link::of(stream, peer)?))
             }
             // Whoever came has gone.

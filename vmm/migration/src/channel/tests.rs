@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
 use super::*;
+use crate::PROTOCOL;
+use crate::compress::tests::{noise, text};
+use crate::message::{Hello, Purpose, Session};
 use crate::pages::{MOST_PAGES, PAGE, Zeros};
 
 const SENT: Message = Message::Sent {
@@ -20,7 +24,7 @@ fn pair() -> (Channel, Channel) {
 #[test]
 fn what_is_sent_comes() {
     let (mut source, mut target) = pair();
-    let state: Vec<u8> = (0..STATE_PART + 9).map(|at| (at % 251) as u8).collect();
+    let state: Vec<u8> = (0..=250).cycle().take(STATE_PART + 9).collect();
     let sent = state.clone();
     let sender = thread::spawn(move || {
         let mut batch = PageBatch::new();
@@ -142,4 +146,113 @@ fn strangers_are_told_from_sources() {
         .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
     assert!(matches!(target.meet(), Err(ChannelError::Magic)));
+}
+
+#[test]
+fn compressed_pages_come_as_they_were() {
+    for (choice, fewer) in [
+        (Choice::None, false),
+        (Choice::Lz4, true),
+        (Choice::Zstd, true),
+        (Choice::Auto, false),
+    ] {
+        let (mut source, mut target) = pair();
+        let text = text(MOST_PAGES * PAGE);
+        let noise = noise(3 * PAGE);
+        let (sent_text, sent_noise) = (text.clone(), noise.clone());
+        let sender = thread::spawn(move || {
+            source.set_compression(choice);
+            for bytes in [&sent_text, &sent_noise, &sent_text] {
+                let mut batch = PageBatch::new();
+                let pages = u32::try_from(bytes.len() / PAGE).unwrap();
+                batch.push_run(9, pages, Zeros::Told, |place| place.copy_from_slice(bytes));
+                batch.push_run(900, 1, Zeros::Told, |_| ());
+                source.send_pages(&batch).unwrap();
+            }
+            (source.compressed(), source.bytes_sent())
+        });
+        for bytes in [&text, &noise, &text] {
+            match target.receive().unwrap() {
+                Received::Pages(pages) => {
+                    let runs: Vec<_> = pages.runs().collect();
+                    let [(_, Some(come)), (zeros, None)] = runs[..] else {
+                        panic!("{runs:?}");
+                    };
+                    assert!(come == bytes && zeros.first == 900);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let ((before, after), sent) = sender.join().unwrap();
+        assert_eq!(before, 2 * text.len() as u64 + noise.len() as u64);
+        assert_eq!(sent, target.bytes_received());
+        assert_eq!(sent, after + 3 * (HEADER as u64 + 2 * 16));
+        assert!(!fewer || after < before / 2, "{choice:?}: {after}");
+    }
+}
+
+#[test]
+fn a_greeting_comes_within_the_limit_or_not_at_all() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let mut target = Channel::new(Link::from_unix(other).unwrap());
+    target.set_limit(Duration::from_millis(100)).unwrap();
+    let slow = thread::spawn(move || {
+        let mut frame = Vec::from(
+            Header {
+                kind: Kind::Message,
+                codec: 0,
+                length: 4000,
+                count: 0,
+                argument: 0,
+            }
+            .encode([&[b' '; 4000], &[]]),
+        );
+        frame.resize(HEADER + 4000, b' ');
+        for byte in frame {
+            if (&one).write_all(&[byte]).is_err() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let start = Instant::now();
+    assert!(matches!(target.meet(), Err(ChannelError::TimedOut)));
+    assert!(start.elapsed() < Duration::from_secs(2));
+    // Without a deadline, each byte is a new beginning.
+    assert!(target.link.deadline().is_none());
+    target
+        .set_deadline(Some(Instant::now() + Duration::from_millis(150)))
+        .unwrap();
+    let start = Instant::now();
+    let error = loop {
+        match target.receive() {
+            Err(ChannelError::Magic) => {}
+            other => break other.map(|_| ()),
+        }
+    };
+    assert!(matches!(error, Err(ChannelError::TimedOut)), "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(2));
+    drop(target);
+    slow.join().unwrap();
+}
+
+#[test]
+fn a_descriptor_goes_between_two_frames() {
+    let (mut source, mut target) = pair();
+    target.set_limit(Duration::from_millis(50)).unwrap();
+    source.send(&SENT).unwrap();
+    source.send_fd(io::stdin().as_fd()).unwrap();
+    source.send(&Message::KeepAlive).unwrap();
+    assert_eq!(target.receive_message().unwrap(), SENT);
+    target.receive_fd().unwrap();
+    assert!(matches!(
+        target.receive_fd(),
+        Err(ChannelError::OutOfTurn(_))
+    ));
+    let (_source, mut target) = pair();
+    target.set_limit(Duration::from_millis(50)).unwrap();
+    assert!(matches!(target.receive_fd(), Err(ChannelError::TimedOut)));
+    let (secured, _other) = crate::tls::tests::secured_pair();
+    let mut secured = Channel::new(secured);
+    assert!(matches!(secured.receive_fd(), Err(ChannelError::Lost(_))));
 }
