@@ -6,6 +6,11 @@ use std::thread;
 use super::*;
 use crate::pages::{MOST_PAGES, PAGE, Zeros};
 
+const SENT: Message = Message::Sent {
+    paused_us: 1,
+    unix_ns: 2,
+};
+
 fn pair() -> (Channel, Channel) {
     let (one, other) = UnixStream::pair().unwrap();
     let channel = |stream| Channel::new(Link::from_unix(stream).unwrap());
@@ -21,7 +26,7 @@ fn what_is_sent_comes() {
         let mut batch = PageBatch::new();
         let pages = u32::try_from(MOST_PAGES).unwrap();
         batch.push_run(5, pages, Zeros::Told, |bytes| bytes.fill(7));
-        source.send(&Message::Sent).unwrap();
+        source.send(&SENT).unwrap();
         source.send_pages(&batch).unwrap();
         source.send_state(&sent).unwrap();
         source.send_missing(&[1, 2]).unwrap();
@@ -29,7 +34,7 @@ fn what_is_sent_comes() {
         source.send_disk(2, 8192, b"block").unwrap();
         source.bytes_sent()
     });
-    assert_eq!(target.receive_message().unwrap(), Message::Sent);
+    assert_eq!(target.receive_message().unwrap(), SENT);
     match target.receive().unwrap() {
         Received::Pages(pages) => {
             let runs: Vec<_> = pages.runs().collect();
