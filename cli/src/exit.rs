@@ -144,7 +144,7 @@ fn is_kvm_missing(error: &BuildError) -> bool {
 /// The exit status for a machine that came to an orderly end.
 pub(crate) fn status_of(ending: Ending, triple_fault_is_orderly: bool) -> ExitCode {
     ExitCode::from(match ending {
-        Ending::PowerOff | Ending::Reset | Ending::Stopped(StopReason::Api) => 0,
+        Ending::PowerOff | Ending::Reset | Ending::Moved | Ending::Stopped(StopReason::Api) => 0,
         Ending::Shutdown if triple_fault_is_orderly => 0,
         Ending::Shutdown => TRIPLE_FAULT,
         Ending::Stopped(StopReason::Console | StopReason::Signal(libc::SIGINT)) => INTERRUPTED,
@@ -158,6 +158,7 @@ pub(crate) fn describe(ending: Ending) -> String {
     match ending {
         Ending::PowerOff => "the guest powered off".into(),
         Ending::Reset => "the guest restarted".into(),
+        Ending::Moved => "the guest runs in another process now".into(),
         Ending::Shutdown => "the guest shut down by a triple fault".into(),
         Ending::Stopped(StopReason::Console) => "ended from the keyboard".into(),
         Ending::Stopped(StopReason::Api) => "ended by the API".into(),

@@ -244,6 +244,9 @@ impl Machine {
                 }
                 if let Some(arrived) = arrived {
                     let _ = arrived.send(());
+                    // Switches still send the guest's frames to where it was.
+                    let interfaces = &self.controls.interfaces;
+                    interfaces.iter().for_each(|(_, net)| net.announce());
                 }
             }
         }

@@ -174,6 +174,17 @@ pub(super) fn summary(status: &MigrationStatus) -> String {
             status.pages, status.zero_pages, status.remaining_pages
         ),
     ));
+    rows.extend(extras(status));
+    let rows: Vec<_> = rows
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    aligned(&rows)
+}
+
+/// What is not there for each move.
+fn extras(status: &MigrationStatus) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
     if status.compression_ratio_percent > 100 {
         let ratio = status.compression_ratio_percent;
         rows.push((
@@ -190,11 +201,7 @@ pub(super) fn summary(status: &MigrationStatus) -> String {
     if let Some(error) = &status.error {
         rows.push(("because", error.clone()));
     }
-    let rows: Vec<_> = rows
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
-    aligned(&rows)
+    rows
 }
 
 /// How many passes there were.
