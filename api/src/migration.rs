@@ -327,6 +327,9 @@ pub struct MigrationStatus {
     pub pages: u64,
     /// Pages of zeros that did not have to.
     pub zero_pages: u64,
+    /// Bytes of disks that have left or arrived, without zeros.
+    #[serde(default)]
+    pub disk_bytes: u64,
     /// Pages that are left, as far as is known.
     pub remaining_pages: u64,
     /// Bytes that the guest dirties per second, counted in whole pages.

@@ -24,6 +24,7 @@ mod input;
 mod limiter;
 mod linux;
 mod migration;
+mod migration_disks;
 mod mmds;
 mod net;
 mod parts;

@@ -14,6 +14,7 @@
 
 mod config;
 mod control;
+mod copy;
 mod counters;
 mod disk;
 mod engine;
@@ -50,6 +51,7 @@ use crate::queue::QueueState;
 use crate::worker::Worker;
 
 pub use control::BlockControl;
+pub use copy::CopiedImage;
 pub use counters::{BlockCounts, KindCounts};
 pub use disk::BlockError;
 pub use log::{BlockLog, Written};

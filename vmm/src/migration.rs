@@ -26,6 +26,8 @@
 
 mod arrivals;
 mod control;
+mod disks;
+mod disks_in;
 mod error;
 mod in_use;
 mod incoming;
@@ -40,6 +42,7 @@ mod switch_over;
 mod target;
 
 pub(crate) use control::Control;
+pub(crate) use disks::Disks;
 pub(crate) use incoming::{Incoming, IncomingEvent, awaiting};
 pub(crate) use offer::Offer;
 pub(crate) use sections::MetadataSection;

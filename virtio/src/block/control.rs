@@ -4,6 +4,7 @@
 //! The image is exchanged by the worker, between two looks at the queue and with nothing in
 //! flight, so whoever asks for it waits for neither the guest nor the old disk.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,6 +159,36 @@ impl BlockControl {
     /// The host refuses it.
     pub fn drop_cache(&self) -> Result<(), BlockError> {
         self.shared.disk().drop_cache()
+    }
+
+    /// The image, to be read by whoever copies it; exchanges of it are not followed. Its position
+    /// is nobody's.
+    ///
+    /// # Errors
+    ///
+    /// The process has no more descriptors.
+    pub fn image(&self) -> io::Result<File> {
+        self.shared.disk().file.try_clone()
+    }
+
+    /// Locks the image while it is copied, also if the device was made to do without, so that it is
+    /// not taken for the place of its own copy. If it cannot be locked, it is not: another machine
+    /// may use it too, and then nobody can take it for that.
+    pub fn lock_for_copy(&self) {
+        let mut locked = lock(&self.shared.locked);
+        if !*locked {
+            *locked = self.shared.disk().lock().is_ok();
+        }
+    }
+
+    /// Ends [`Self::lock_for_copy`]: the lock is given up, unless the device was made to have it.
+    pub fn unlock_after_copy(&self) {
+        let mut locked = lock(&self.shared.locked);
+        if !self.locks && *locked {
+            // Others see it as locked as long as the device is there, and nothing worse.
+            let _ = self.shared.disk().unlock();
+            *locked = false;
+        }
     }
 
     /// What tells which blocks the guest writes.

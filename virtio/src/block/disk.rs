@@ -189,8 +189,7 @@ impl Disk {
     /// The image again, as large as it is now, if `path` leads to this one. It keeps its lock,
     /// which a second opening would not get.
     pub(super) fn reopened(&self, path: &Path) -> Option<Result<Self, BlockError>> {
-        let (here, there) = (self.file.metadata().ok()?, path.metadata().ok()?);
-        if (here.dev(), here.ino()) != (there.dev(), there.ino()) {
+        if !self.is_at(path) {
             return None;
         }
         let again = self.file.try_clone();
@@ -199,6 +198,14 @@ impl Disk {
             path: path.into(),
             source,
         }))
+    }
+
+    /// Whether `path` leads to it.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        match (self.file.metadata(), path.metadata()) {
+            (Ok(here), Ok(there)) => (here.dev(), here.ino()) == (there.dev(), there.ino()),
+            _ => false,
+        }
     }
 
     fn of_file(file: File, path: &Path, read_only: bool) -> io::Result<Self> {

@@ -141,6 +141,11 @@ impl BlockLog {
         Some(mem::replace(state.written.as_mut()?, next))
     }
 
+    /// How many bytes of the image would be taken now; 0 if it is off.
+    pub fn bytes(&self) -> u64 {
+        self.state().written.as_ref().map_or(0, Written::bytes)
+    }
+
     /// Ends it, and forgets what was written.
     pub fn stop(&self) {
         self.on.store(false, Ordering::SeqCst);

@@ -269,6 +269,21 @@ impl Channel {
         self.frame(Kind::Disk, drive, offset, [bytes, &[]])
     }
 
+    /// Tells that `length` bytes of a drive are zeros; how many bytes that took.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it.
+    pub fn send_disk_zeros(
+        &mut self,
+        drive: u32,
+        offset: u64,
+        length: u64,
+    ) -> Result<u64, ChannelError> {
+        let length = length.to_le_bytes();
+        self.frame(Kind::DiskZeros, drive, offset, [&length, &[]])
+    }
+
     fn frame(
         &mut self,
         kind: Kind,

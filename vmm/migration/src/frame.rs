@@ -37,16 +37,19 @@ pub(crate) enum Kind {
     Need,
     /// Blocks of drive `count` from byte `argument` on.
     Disk,
+    /// Zeros on drive `count` from byte `argument` on; what follows is how many, in bytes, as u64.
+    DiskZeros,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Message,
         Self::Pages,
         Self::State,
         Self::Missing,
         Self::Need,
         Self::Disk,
+        Self::DiskZeros,
     ];
 
     fn number(self) -> u8 {
@@ -61,6 +64,7 @@ impl Kind {
             Self::Pages => (1 << 20) + (64 << 10),
             Self::State | Self::Missing | Self::Disk => 1 << 20,
             Self::Need => 0,
+            Self::DiskZeros => 8,
         }
     }
 }
@@ -212,7 +216,7 @@ mod tests {
             Header::decode(&bytes)
         };
         assert!(matches!(with(0, b'X'), Err(ChannelError::Magic)));
-        assert!(matches!(with(4, 6), Err(ChannelError::Malformed(_))));
+        assert!(matches!(with(4, 7), Err(ChannelError::Malformed(_))));
         assert!(matches!(with(7, 1), Err(ChannelError::Malformed(_))));
         assert!(matches!(with(11, 0xff), Err(ChannelError::TooLong { .. })));
     }

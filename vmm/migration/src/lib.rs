@@ -10,9 +10,11 @@
 //!    Offer                    --------------------------------->  can it run here?
 //!    <------------------------------------ Accepted, or Refused
 //!    (further connections: Hello, Welcome)
+//!    (with disks: Disk ...; DisksEnded; DisksTaken, until little of them is left)
 //!    Pages ...; PassEnded     ================================>
 //!    <------------------------------------------------ PassTaken   and so on, pass by pass
 //!    -- the guest is paused --
+//!    (with disks: Disk ...; DisksEnded)
 //!    Pages ...; State; Sent   ================================>  all of it is taken on
 //!    <---------------------------------------------------- Ready
 //!    Commit                   --------------------------------->  from here on it is the target's

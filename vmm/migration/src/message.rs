@@ -88,6 +88,14 @@ pub enum Message {
         /// The number of the pass.
         pass: u32,
     },
+    /// Source: all blocks of a pass over the disks have been sent.
+    DisksEnded {
+        /// Whether the guest is paused, so that there will be no more.
+        last: bool,
+    },
+    /// Target: the disks have the blocks of this pass, durably. After the last pass, `Ready` says
+    /// so.
+    DisksTaken,
     /// Source, with the guest paused: its state was sent, and all memory that it is to have at once.
     Sent {
         /// How long the guest has stood still so far, in microseconds.

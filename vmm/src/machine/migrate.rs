@@ -14,7 +14,7 @@ use brume_snapshot::StateWriter;
 use super::{Ending, Machine};
 use crate::lifecycle::{VmEvent, VmState};
 use crate::migration::{
-    Control, Departure, HandOver, MetadataSection, Offer, SourceEnd, SourceEvent,
+    Control, Departure, Disks, HandOver, MetadataSection, Offer, SourceEnd, SourceEvent,
 };
 use crate::snapshot::CreateError;
 
@@ -81,6 +81,7 @@ impl Machine {
             .destination
             .parse()
             .map_err(|error| Fault::from_error(&error))?;
+        let disks = self.disks_to_move(&request)?;
         let control = Control::sending(&request);
         let progress = self.telemetry.migration.clone();
         progress.begin(MigrationStatus {
@@ -94,7 +95,8 @@ impl Machine {
             ..MigrationStatus::default()
         });
         let departure = Departure {
-            offer: self.offer(&request),
+            offer: self.offer(&request, &disks),
+            disks,
             request,
             memory: self.memory.clone(),
             tracker: self.tracker.clone(),
@@ -114,7 +116,7 @@ impl Machine {
     }
 
     /// What the machine is, for the target.
-    fn offer(&self, request: &SendMigration) -> Offer {
+    fn offer(&self, request: &SendMigration, disks: &Disks) -> Offer {
         let known = self.vcpus.first().map(|vcpu| vcpu.known());
         let mut offer = Offer::of(&self.description.config, &self.memory, known);
         offer.mode = request.mode;
@@ -122,8 +124,22 @@ impl Machine {
             request.mode != MigrationMode::PreCopy || request.on_timeout == OnTimeout::PostCopy;
         offer.connections = request.connections;
         offer.with_disks = request.with_disks;
+        offer.set_sizes(disks.sizes());
         offer.paused = self.state == VmState::Paused;
         offer
+    }
+
+    /// The disks that move along, in the order of the configuration.
+    fn disks_to_move(&self, request: &SendMigration) -> Result<Disks, Fault> {
+        if !request.with_disks {
+            return Ok(Disks::default());
+        }
+        let drives = self.description.config.drives.iter();
+        let handles = drives.filter_map(|drive| {
+            let mut handles = self.controls.drives.iter();
+            handles.find(|(id, _)| *id == drive.drive_id).cloned()
+        });
+        Disks::of(handles).map_err(|error| Fault::from_error(&error))
     }
 
     fn patch_move(&self, patch: &MigrationPatch) -> Result<(), Fault> {

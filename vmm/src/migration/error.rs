@@ -46,6 +46,14 @@ pub(crate) enum SourceError {
     /// The memory cannot be searched.
     #[error("the host does not tell which pages are in use")]
     Search(#[source] io::Error),
+    /// A disk that is to move along cannot be read.
+    #[error("drive \"{id}\" cannot be read")]
+    Disk {
+        /// The drive.
+        id: String,
+        /// What the host said.
+        source: io::Error,
+    },
     /// The host gives no thread.
     #[error("the host gives no thread")]
     Thread(#[source] io::Error),

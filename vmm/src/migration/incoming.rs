@@ -10,6 +10,7 @@ use brume_snapshot::StateFile;
 use brume_virtio::GuestMemory;
 
 use super::control::Control;
+use super::disks_in::DisksIn;
 use super::offer::Offer;
 use super::sections::MetadataSection;
 use crate::build::BuildOptions;
@@ -24,7 +25,7 @@ pub(crate) enum IncomingEvent {
     /// Make all that the machine needs; the memory, or what does not fit.
     Prepare {
         offer: Box<Offer>,
-        reply: Sender<Result<GuestMemory, Vec<String>>>,
+        reply: Sender<Result<(GuestMemory, DisksIn), Vec<String>>>,
     },
     /// Give the machine its state.
     Load {
@@ -104,13 +105,17 @@ impl Incoming {
         description: &mut Description,
         options: BuildOptions,
         sender: &EventSender,
-    ) -> Result<GuestMemory, Vec<String>> {
+    ) -> Result<(GuestMemory, DisksIn), Vec<String>> {
         self.forget(description);
         let mut config = offer.config_for(&self.request)?;
         let reasons = offer.misfits(&config);
         if !reasons.is_empty() {
             return Err(reasons);
         }
+        let disks = match offer.with_disks {
+            true => DisksIn::prepare(&offer.drives, &config)?,
+            false => DisksIn::default(),
+        };
         let own = &self.blank.config;
         config.logger.clone_from(&own.logger);
         config.metrics.clone_from(&own.metrics);
@@ -129,7 +134,7 @@ impl Incoming {
                 let memory = prepared.memory().guest.clone();
                 self.paused = offer.paused;
                 self.stage = Stage::Prepared(Box::new(prepared));
-                Ok(memory)
+                Ok((memory, disks))
             }
             Err(reasons) => {
                 description.config.clone_from(&self.blank.config);

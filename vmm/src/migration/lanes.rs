@@ -112,7 +112,7 @@ impl Lane {
         Ok(())
     }
 
-    fn wait_for_limit(&self, bytes: u64) -> Result<(), LaneError> {
+    pub(super) fn wait_for_limit(&self, bytes: u64) -> Result<(), LaneError> {
         let wait = self.control.rate().take(bytes);
         if !wait.is_zero() {
             self.control.sleep(wait);

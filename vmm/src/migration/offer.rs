@@ -117,6 +117,16 @@ impl Offer {
         }
     }
 
+    /// The drives have these sizes in bytes, by their ids.
+    pub(crate) fn set_sizes<'a>(&mut self, sizes: impl Iterator<Item = (&'a str, u64)>) {
+        for (id, size) in sizes {
+            let drive = self.drives.iter_mut().find(|drive| drive.id == id);
+            if let Some(drive) = drive {
+                drive.size = Some(size);
+            }
+        }
+    }
+
     /// The machine as it would be made here.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use brume_api::{MigrationMode, MigrationPass, MigrationPhase, OnTimeout, SendMig
 use brume_migration::{Address, Channel, ChannelError, Link, Message, Purpose, Session};
 
 use super::control::Control;
+use super::disks::Disks;
 use super::error::SourceError;
 use super::lanes::{Lane, Lanes};
 use super::offer::Offer;
@@ -68,6 +69,8 @@ pub(crate) enum SourceEnd {
 pub(crate) struct Departure {
     pub(crate) request: SendMigration,
     pub(crate) offer: Offer,
+    /// Those that move along.
+    pub(crate) disks: Disks,
     pub(crate) memory: Arc<MachineMemory>,
     pub(crate) tracker: Arc<Mutex<DirtyTracker>>,
     pub(crate) control: Control,
@@ -154,6 +157,7 @@ impl Departure {
         let switch = SwitchOver {
             passes: &passes,
             lanes: &mut lanes,
+            disks: &mut self.disks,
             control: &self.control,
             progress: &self.progress,
             sender: &self.sender,
@@ -203,15 +207,20 @@ impl Departure {
     }
 
     /// Passes until what is left can be sent with the guest stopped; the number of the last pass.
-    fn pre_copy(&self, passes: &Passes, lanes: &mut Lanes) -> Result<u32, SourceError> {
+    fn pre_copy(&mut self, passes: &Passes, lanes: &mut Lanes) -> Result<u32, SourceError> {
+        if self.request.mode != MigrationMode::PostCopy || self.offer.with_disks {
+            self.progress.enter(MigrationPhase::PreCopy);
+        }
+        let lane = &mut lanes.first;
+        self.disks.copy(lane, &self.control, &self.progress)?;
         if self.request.mode == MigrationMode::PostCopy {
             return Ok(1);
         }
-        self.progress.enter(MigrationPhase::PreCopy);
         let mut pace = Pace::new();
         for number in 1.. {
             let begun = Instant::now();
             self.progress.update(|status| status.pass = number);
+            self.disks.pass(&mut lanes.first, &self.progress)?;
             let done = passes.pass(number, lanes)?;
             await_pass(&mut lanes.first.channel, number)?;
             let time = begun.elapsed();
@@ -241,9 +250,9 @@ impl Departure {
         let limits = self.control.limits();
         let passed = Passed {
             number,
-            bytes: done.sent.pages * PAGE_SIZE,
+            bytes: done.sent.pages * PAGE_SIZE + self.disks.sent(),
             time,
-            left,
+            left: left + self.disks.left_pages(),
         };
         let next = pace.after(passed, limits.max_downtime, limits.auto_converge);
         let late = limits
@@ -259,14 +268,15 @@ impl Departure {
     }
 
     fn tell_pass(&self, pace: &Pace, (number, done, time, left): (u32, PassDone, Duration, u64)) {
-        let bandwidth = per_second(done.sent.bytes, time);
+        let bytes = done.sent.bytes + self.disks.sent();
+        let bandwidth = per_second(bytes, time);
         let dirty_rate = per_second(left * PAGE_SIZE, time);
         let pass = MigrationPass {
             pass: number,
             pages: done.pages,
             sent_pages: done.sent.pages,
             skipped_pages: done.skipped,
-            bytes: done.sent.bytes,
+            bytes,
             duration_us: micros(time),
             bandwidth,
             dirtied_pages: left,
@@ -282,7 +292,7 @@ impl Departure {
             status.dirty_rate = dirty_rate;
             status.remaining_pages = left;
             status.throttle_percent = pace.throttle();
-            status.expected_downtime_us = pace.downtime(left).map(micros);
+            status.expected_downtime_us = pace.downtime(left + self.disks.left_pages()).map(micros);
             status.bandwidth_limit = self.control.rate().get();
             status.max_downtime_us = micros(self.control.limits().max_downtime);
             // Only if it gets less: else nobody knows.

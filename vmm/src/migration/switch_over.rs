@@ -12,6 +12,7 @@ use brume_migration::{
 };
 
 use super::control::Control;
+use super::disks::Disks;
 use super::error::SourceError;
 use super::lanes::Lanes;
 use super::passes::Passes;
@@ -32,6 +33,7 @@ const LAST_WORDS: u32 = 20;
 pub(super) struct SwitchOver<'a> {
     pub(super) passes: &'a Passes,
     pub(super) lanes: &'a mut Lanes,
+    pub(super) disks: &'a mut Disks,
     pub(super) control: &'a Control,
     pub(super) progress: &'a Progress,
     pub(super) sender: &'a EventSender,
@@ -102,6 +104,7 @@ impl SwitchOver<'_> {
             _ => return Err(SourceError::Ended),
         }
         moments.held = Some(Instant::now());
+        self.disks.last(&mut self.lanes.first, self.progress)?;
         self.passes.last(number, self.lanes)?;
         moments.pages_sent = Some(Instant::now());
         let state = match answers.recv() {

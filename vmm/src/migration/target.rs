@@ -17,6 +17,7 @@ use brume_migration::{
 
 use super::arrivals::{Arrivals, Rendezvous, take};
 use super::control::Control;
+use super::disks_in::DisksIn;
 use super::incoming::{IncomingEvent, Stopped};
 use super::offer::Offer;
 use super::status::{Progress, micros};
@@ -117,6 +118,7 @@ impl Reception {
             session: &hello.session,
             channel: Some(channel),
             machine: Target::new(),
+            disks: DisksIn::default(),
             trouble: None,
         };
         let result = arrival.receive(hello);
@@ -159,6 +161,7 @@ struct Arrival<'a> {
     session: &'a Session,
     channel: Option<Channel>,
     machine: Target,
+    disks: DisksIn,
     /// What has gone wrong, as far as it was told.
     trouble: Option<String>,
 }
@@ -212,7 +215,8 @@ impl Arrival<'_> {
             return Err(Failure("there is no connection".into()));
         };
         match prepared {
-            Ok(Ok(guest)) => {
+            Ok(Ok((guest, disks))) => {
+                self.disks = disks;
                 channel.send(&Message::Accepted(serde_json::Value::Null))?;
                 channel.set_limit(STALL_LIMIT)?;
                 let memory = MachineMemory::new(guest, Backing::Zeros);
@@ -284,6 +288,19 @@ impl Arrival<'_> {
         loop {
             match channel.receive()? {
                 Received::Pages(pages) => take(memory, pages, progress)?,
+                Received::Disk {
+                    drive,
+                    offset,
+                    bytes,
+                } => self.disks.write((drive, offset), bytes, progress)?,
+                Received::DiskZeros {
+                    drive,
+                    offset,
+                    length,
+                } => self.disks.zero(drive, offset, length)?,
+                Received::Message(Message::DisksEnded { last }) => {
+                    self.disks.pass_ended(last, channel)?;
+                }
                 Received::State { offset, bytes, .. } => {
                     if offset != state.len() as u64 || state.len() + bytes.len() > MOST_STATE {
                         let why = "the source has sent a state that does not fit together";
@@ -322,6 +339,7 @@ impl Arrival<'_> {
     fn load(&mut self, (state, stopped): (Vec<u8>, Stopped)) {
         let begun = Instant::now();
         let (reply, loaded) = channel();
+        let unlocked = self.disks.unlock();
         let event = IncomingEvent::Load {
             state,
             stopped,
@@ -329,6 +347,7 @@ impl Arrival<'_> {
         };
         self.reception.sender.send(Event::Incoming(event));
         let loaded = loaded.recv();
+        let loaded = loaded.map(|loaded| loaded.and(unlocked).and_then(|()| self.disks.synced()));
         let event = match loaded {
             Ok(Ok(())) => TargetEvent::StateLoaded {
                 memory_follows: false,
@@ -441,6 +460,7 @@ impl Arrival<'_> {
 
     fn run_guest(&mut self) {
         let begun = Instant::now();
+        self.disks.keep();
         let (started, starts) = channel();
         let run = IncomingEvent::Run(started);
         self.reception.sender.send(Event::Incoming(run));

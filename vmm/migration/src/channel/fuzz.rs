@@ -52,7 +52,7 @@ impl Dice {
 
 /// A frame of each kind, and pages in each form.
 fn frames() -> Vec<Vec<u8>> {
-    let sends: [fn(&mut Channel) -> u64; 10] = [
+    let sends: [fn(&mut Channel) -> u64; 11] = [
         |channel| {
             channel
                 .send(&Message::Offer(serde_json::json!({"cpus": [1, 2]})))
@@ -66,6 +66,7 @@ fn frames() -> Vec<Vec<u8>> {
         |channel| channel.send_missing(&[1, 2, 3]).unwrap(),
         |channel| channel.send_need(7, 1).unwrap(),
         |channel| channel.send_disk(1, 4096, &[1; 512]).unwrap(),
+        |channel| channel.send_disk_zeros(1, 4096, 1 << 40).unwrap(),
         |channel| {
             let mut batch = PageBatch::new();
             batch.push_run(1 << 40, 100, Zeros::Told, |_| ());
@@ -131,7 +132,7 @@ fn look_at(received: &Received<'_>) {
         Received::State { bytes, .. }
         | Received::Missing { bytes, .. }
         | Received::Disk { bytes, .. } => assert!(bytes.len() <= STEP),
-        Received::Message(_) | Received::Need { .. } => {}
+        Received::Message(_) | Received::Need { .. } | Received::DiskZeros { .. } => {}
     }
 }
 

@@ -46,6 +46,15 @@ pub enum Received<'a> {
         /// What they are.
         bytes: &'a [u8],
     },
+    /// Zeros on a drive.
+    DiskZeros {
+        /// The number of the drive.
+        drive: u32,
+        /// Where on it they are, in bytes.
+        offset: u64,
+        /// How many, in bytes.
+        length: u64,
+    },
 }
 
 impl Received<'_> {
@@ -65,6 +74,7 @@ impl Received<'_> {
             Self::Missing { .. } => "a list of missing pages",
             Self::Need { .. } => "a request for pages",
             Self::Disk { .. } => "blocks of a disk",
+            Self::DiskZeros { .. } => "zeros of a disk",
         }
     }
 }
@@ -121,5 +131,14 @@ pub(super) fn understand<'a>(
             offset: argument,
             bytes: payload,
         },
+        Kind::DiskZeros => {
+            let length = payload.try_into().map(u64::from_le_bytes);
+            Received::DiskZeros {
+                drive: count,
+                offset: argument,
+                length: length
+                    .map_err(|_| ChannelError::Malformed("zeros of a disk without their number"))?,
+            }
+        }
     })
 }

@@ -36,6 +36,7 @@ fn what_is_sent_comes() {
         source.send_missing(&[1, 2]).unwrap();
         source.send_need(9, 1).unwrap();
         source.send_disk(2, 8192, b"block").unwrap();
+        source.send_disk_zeros(3, 4096, 1 << 32).unwrap();
         source.bytes_sent()
     });
     assert_eq!(target.receive_message().unwrap(), SENT);
@@ -87,8 +88,24 @@ fn what_is_sent_comes() {
             bytes: b"block"
         }
     ));
+    assert!(matches!(
+        target.receive().unwrap(),
+        Received::DiskZeros {
+            drive: 3,
+            offset: 4096,
+            length: 0x1_0000_0000
+        }
+    ));
     assert_eq!(sender.join().unwrap(), target.bytes_received());
     assert!(matches!(target.receive(), Err(ChannelError::Closed)));
+}
+
+#[test]
+fn zeros_of_a_disk_have_a_number() {
+    let (mut source, mut target) = pair();
+    let parts: [&[u8]; 2] = [&[1; 7], &[]];
+    source.frame(Kind::DiskZeros, 0, 0, parts).unwrap();
+    assert!(matches!(target.receive(), Err(ChannelError::Malformed(_))));
 }
 
 #[test]

@@ -74,12 +74,14 @@ impl SourceEvent {
             | Message::Sent { .. }
             | Message::MemorySent
             | Message::PassEnded { .. }
+            | Message::DisksEnded { .. }
             | Message::Offer(_)
             | Message::Hello(_) => Some(Self::Unexpected),
             Message::Welcome { .. }
             | Message::Refused { .. }
             | Message::Accepted(_)
             | Message::PassTaken { .. }
+            | Message::DisksTaken
             | Message::KeepAlive => None,
         }
     }

@@ -65,10 +65,12 @@ impl TargetEvent {
             | Message::Welcome { .. }
             | Message::Refused { .. }
             | Message::Accepted(_)
-            | Message::PassTaken { .. } => Some(Self::Unexpected),
+            | Message::PassTaken { .. }
+            | Message::DisksTaken => Some(Self::Unexpected),
             Message::Hello(_)
             | Message::Offer(_)
             | Message::PassEnded { .. }
+            | Message::DisksEnded { .. }
             | Message::Sent { .. }
             | Message::MemorySent
             | Message::KeepAlive => None,

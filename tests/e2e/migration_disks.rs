@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A machine moves with its disks, while its guest writes to one of them all the time.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use brume_api::{MigrationPhase, MigrationStatus};
+use brume_tests::api::{ApiVm, eventually};
+use brume_tests::live::Live;
+use brume_tests::vm::SOON;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 64 * MIB;
+const READ_ONLY_SIZE: u64 = 3 * MIB + 512;
+/// Long enough for a disk that is synced on a busy host.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A guest at work on its disk, and a process that waits for it.
+struct Move {
+    source: Live,
+    target: Live,
+    folder: TempDir,
+}
+
+impl Move {
+    /// The target has its disks at other paths, and does not let the guest go on at once.
+    fn new(engine: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        make_disk(&path("disk"));
+        fs::write(path("read-only"), vec![0xa5; READ_ONLY_SIZE as usize]).unwrap();
+        let machine = json!({"vcpu_count": 1, "mem_size_mib": 32});
+        let drive = |id: &str, path: PathBuf, read_only: bool| {
+            json!({
+                "drive_id": id, "is_root_device": false, "is_read_only": read_only,
+                "path_on_host": path, "io_engine": engine,
+            })
+        };
+        let parts = [
+            ("/machine-config", machine),
+            ("/drives/d", drive("d", path("disk"), false)),
+            ("/drives/r", drive("r", path("read-only"), true)),
+        ];
+        let api = ApiVm::new();
+        api.start_bare("bare.do=live-blk bare.qd=32 bare.bytes=65536", &parts);
+        api.vm.wait_for("bare: live-blk ready\n", SOON);
+        let overrides = json!([
+            {"drive_id": "d", "path_on_host": path("disk-there")},
+            {"drive_id": "r", "path_on_host": path("read-only-there")},
+        ]);
+        let target = Self::target(&folder, &overrides);
+        Self {
+            source: Live { api },
+            target,
+            folder,
+        }
+    }
+
+    fn target(folder: &TempDir, overrides: &Value) -> Live {
+        let listen = format!("unix:{}", folder.path().join("move.sock").display());
+        let api = ApiVm::new();
+        let body = json!({"listen": listen, "drive_overrides": overrides, "resume_vm": false});
+        api.done("PUT", "/migration/receive", &body);
+        Live { api }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn send(&self, more: &Value) {
+        let destination = format!("unix:{}", self.path("move.sock").display());
+        let mut body = json!({"destination": destination, "with_disks": true});
+        let members = more.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(members);
+        self.source.api.done("PUT", "/migration/send", &body);
+    }
+
+    /// Waits until a side says that it is over.
+    #[track_caller]
+    fn over(&self, side: &Live) -> MigrationStatus {
+        let begun = Instant::now();
+        loop {
+            let status = status(side);
+            if status.phase.is_over() {
+                return status;
+            }
+            let logs = [&self.source, &self.target].map(|side| side.api.log());
+            assert!(begun.elapsed() < LIMIT, "{status:#?}\n{logs:#?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The source keeps its guest, which goes on; why it did not move.
+    #[track_caller]
+    fn stays(&mut self, phase: MigrationPhase) -> String {
+        let status = self.over(&self.source);
+        assert_eq!(status.phase, phase, "{status:#?}");
+        eventually("the target waits again", || {
+            self.target.api.get("/migration").get("phase") == Some(&json!("Listening"))
+        });
+        work_past(&mut self.source, 200);
+        status.error.unwrap()
+    }
+}
+
+fn status(side: &Live) -> MigrationStatus {
+    serde_json::from_value(side.api.get("/migration")).unwrap()
+}
+
+/// Data, a hole, data, zeros that are written down, a hole.
+fn make_disk(path: &Path) {
+    let file = File::create_new(path).unwrap();
+    file.set_len(SIZE).unwrap();
+    let data: Vec<u8> = (0..4 * MIB).map(|at| (at * 7 / 3) as u8 | 1).collect();
+    for at in [0, 21 * MIB] {
+        file.write_all_at(&data, at).unwrap();
+    }
+    let zeros = vec![0; 4 * MIB as usize];
+    file.write_all_at(&zeros, 25 * MIB).unwrap();
+}
+
+/// Waits until the guest has done `more` requests, all of them well.
+#[track_caller]
+fn work_past(side: &mut Live, more: u64) {
+    let begun = Instant::now();
+    let mut first = None;
+    loop {
+        let line = side.ask(b'?', "live-blk");
+        assert!(line.contains("errors=0 bad=0"), "{line}");
+        let ops = line.split(' ').find_map(|word| word.strip_prefix("ops="));
+        let ops: u64 = ops.unwrap().parse().unwrap();
+        if ops > *first.get_or_insert(ops) + more {
+            return;
+        }
+        assert!(begun.elapsed() < SOON, "{line}");
+    }
+}
+
+#[track_caller]
+fn assert_same(one: &Path, other: &Path) {
+    let [one, other] = [one, other].map(|path| fs::read(path).unwrap());
+    let differs = one.iter().zip(&other).position(|(one, other)| one != other);
+    assert_eq!((one.len(), differs), (other.len(), None));
+}
+
+#[test]
+fn disks_are_the_same_when_the_machine_arrives() {
+    for engine in ["Sync", "Async"] {
+        let mut machine = Move::new(engine);
+        work_past(&mut machine.source, 500);
+        // Slow enough for the guest to write while its disk moves.
+        machine.send(&json!({"bandwidth_limit": 40 * MIB}));
+        let target = machine.over(&machine.target);
+        assert_eq!(target.phase, MigrationPhase::Completed, "{target:#?}");
+        let source = machine.over(&machine.source);
+        assert_eq!(source.phase, MigrationPhase::Completed, "{source:#?}");
+        for name in ["disk", "read-only"] {
+            let there = machine.path(&format!("{name}-there"));
+            assert_same(&machine.path(name), &there);
+        }
+        // All data and what was written meanwhile; neither holes nor zeros.
+        let bytes = target.disk_bytes;
+        assert!(bytes > 8 * MIB + READ_ONLY_SIZE, "{target:#?}");
+        let there = fs::metadata(machine.path("disk-there")).unwrap();
+        assert!(there.blocks() * 512 <= 9 * MIB, "{}", there.blocks());
+        machine.target.resume();
+        work_past(&mut machine.target, 500);
+    }
+}
