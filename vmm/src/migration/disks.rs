@@ -351,3 +351,6 @@ fn await_taken(channel: &mut Channel) -> Result<(), SourceError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

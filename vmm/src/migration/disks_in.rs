@@ -294,3 +294,6 @@ fn make(path: &Path, size: u64) -> io::Result<bool> {
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests;
