@@ -173,3 +173,58 @@ fn disks_are_the_same_when_the_machine_arrives() {
         work_past(&mut machine.target, 500);
     }
 }
+
+#[test]
+fn a_move_that_is_called_off_leaves_no_files() {
+    let mut machine = Move::new("Async");
+    fs::write(
+        machine.path("read-only-there"),
+        vec![9; READ_ONLY_SIZE as usize],
+    )
+    .unwrap();
+    machine.send(&json!({"bandwidth_limit": MIB}));
+    eventually("the disk moves", || status(&machine.target).disk_bytes > 0);
+    let made = fs::metadata(machine.path("disk-there")).unwrap();
+    assert_eq!(made.len(), SIZE);
+    machine
+        .source
+        .api
+        .done("DELETE", "/migration", &json!(null));
+    machine.stays(MigrationPhase::Cancelled);
+    eventually("the file goes", || !machine.path("disk-there").exists());
+    // It was there before.
+    assert!(machine.path("read-only-there").exists());
+    // And again, to its end.
+    machine.send(&json!({}));
+    let over = machine.over(&machine.target);
+    assert_eq!(over.phase, MigrationPhase::Completed, "{over:#?}");
+    assert_same(&machine.path("disk"), &machine.path("disk-there"));
+    assert_same(&machine.path("read-only"), &machine.path("read-only-there"));
+}
+
+#[test]
+fn disks_that_do_not_fit_are_refused() {
+    let mut machine = Move::new("Sync");
+    let there = machine.path("disk-there");
+    File::create_new(&there)
+        .unwrap()
+        .set_len(SIZE + 512)
+        .unwrap();
+    machine.send(&json!({}));
+    let told = machine.stays(MigrationPhase::Failed);
+    let size = SIZE + 512;
+    let words = [
+        format!("drive \"d\" has {SIZE} bytes at the source, and "),
+        format!("disk-there has {size} at the target"),
+    ];
+    assert!(words.iter().all(|words| told.contains(words)), "{told}");
+    assert!(!machine.path("read-only-there").exists());
+    assert_eq!(fs::metadata(&there).unwrap().blocks(), 0);
+
+    // The source's own disk, which it does not lock otherwise.
+    fs::remove_file(&there).unwrap();
+    fs::hard_link(machine.path("disk"), &there).unwrap();
+    machine.send(&json!({}));
+    let told = machine.stays(MigrationPhase::Failed);
+    assert!(told.contains("disk-there is in use"), "{told}");
+}
