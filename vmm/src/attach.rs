@@ -12,7 +12,7 @@ use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
 use brume_mmds::{Stack, StackError};
 use brume_virtio::balloon::BalloonNewError;
-use brume_virtio::block::{Locking, self, Block, BlockConfig, BlockError};
+use brume_virtio::block::{self, Block, BlockConfig, BlockError, Locking};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
 use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
 use brume_virtio::vsock::{Vsock, VsockConfig, VsockError};

@@ -10,8 +10,8 @@ use brume_boot::{
     BootError, BootRequest, DeviceArguments, KernelProtocol, Registers, UnknownProtocol,
 };
 use brume_devices::BusError;
-use brume_virtio::block::Locking;
 use brume_virtio::VirtioDevice;
+use brume_virtio::block::Locking;
 use brume_virtio::rng::Rng;
 use kvm_ioctls::Cap;
 use thiserror::Error;

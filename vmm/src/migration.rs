@@ -27,6 +27,7 @@
 mod arrivals;
 mod control;
 mod error;
+mod following;
 mod in_use;
 mod incoming;
 mod lanes;
@@ -35,6 +36,7 @@ mod pace;
 mod passes;
 mod route;
 mod sections;
+mod serving;
 mod source;
 mod status;
 mod switch_over;

@@ -118,10 +118,11 @@ impl Instance {
                 state,
                 stopped,
                 other_host,
+                following,
                 reply,
             } => {
                 let how = (stopped, other_host);
-                let loaded = incoming.load(&state, how, &self.description);
+                let loaded = incoming.load(&state, how, following, &self.description);
                 let _ = reply.send(loaded);
             }
             IncomingEvent::Run(started) => {

@@ -4,6 +4,7 @@
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use brume_api::config::HugePages;
 use brume_api::{
     Answer, Fault, MigrationMode, MigrationPatch, MigrationPhase, MigrationRequest, MigrationRole,
     MigrationStatus, OnTimeout, Request as ApiRequest, SendMigration, with_causes,
@@ -77,6 +78,19 @@ impl Machine {
                 "A snapshot is being made: ask again when that is done.",
             ));
         }
+        if self.memory.may_wait() && self.memory.handler.is_none() {
+            return Err(Fault::new(
+                "Some of the machine's memory is still where it came from: ask again when all of \
+                 it is here.",
+            ));
+        }
+        let huge = self.description.config.machine_config.huge_pages == HugePages::Size2M;
+        if huge && may_follow(&request) {
+            return Err(Fault::new(
+                "Memory of 2 MiB pages cannot follow its machine: use mode PreCopy, and another \
+                 on_timeout than PostCopy.",
+            ));
+        }
         let route = Route::of(&request)?;
         let control = Control::sending(&request);
         let progress = self.telemetry.migration.clone();
@@ -117,8 +131,7 @@ impl Machine {
         let known = self.vcpus.first().map(|vcpu| vcpu.known());
         let mut offer = Offer::of(&self.description.config, &self.memory, known);
         offer.mode = request.mode;
-        offer.may_follow =
-            request.mode != MigrationMode::PreCopy || request.on_timeout == OnTimeout::PostCopy;
+        offer.may_follow = may_follow(request);
         offer.connections = request.connections;
         offer.with_disks = request.with_disks;
         offer.paused = self.state == VmState::Paused;
@@ -267,6 +280,11 @@ impl Machine {
             self.telemetry.migration.wait_over(CALL_OFF);
         }
     }
+}
+
+/// Whether memory may have to follow the machine.
+fn may_follow(request: &SendMigration) -> bool {
+    request.mode != MigrationMode::PreCopy || request.on_timeout == OnTimeout::PostCopy
 }
 
 fn nothing_moves() -> Fault {

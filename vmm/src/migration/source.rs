@@ -18,6 +18,7 @@ use super::offer::Offer;
 use super::pace::{Next, Pace, Passed};
 use super::passes::{PassDone, Passes};
 use super::route::Route;
+use super::serving::Faults;
 use super::status::{Progress, micros, per_second};
 use super::switch_over::SwitchOver;
 use crate::dirty::DirtyTracker;
@@ -64,6 +65,13 @@ pub(crate) enum SourceEnd {
     Moved,
     /// The machine stays.
     Kept,
+}
+
+/// Whether memory follows the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Follow {
+    No,
+    Yes,
 }
 
 /// A machine that is about to move.
@@ -131,9 +139,10 @@ impl Departure {
         self.progress.enter(MigrationPhase::Negotiating);
         let sent = self.offer(&mut channel).and_then(|()| {
             let others = self.open_others()?;
-            Ok(others)
+            let faults = self.offer.may_follow.then(|| Faults::connect(&self.route));
+            Ok((others, faults.transpose()?))
         });
-        let others = match sent {
+        let (others, faults) = match sent {
             Ok(others) => others,
             Err(error) => return Err(call_off(&mut channel, error)),
         };
@@ -146,8 +155,8 @@ impl Departure {
             self.progress.clone(),
         )?;
         let passes = begun.insert(Arc::new(passes)).clone();
-        let number = match self.pre_copy(&passes, &mut lanes) {
-            Ok(number) => number,
+        let (number, follow) = match self.pre_copy(&passes, &mut lanes) {
+            Ok(done) => done,
             Err(error) => return Err(call_off(&mut lanes.first.channel, error)),
         };
         let switch = SwitchOver {
@@ -159,7 +168,7 @@ impl Departure {
             route: &self.route,
             drives: &self.drives,
         };
-        switch.run(number)
+        switch.run(number, faults.filter(|_| follow == Follow::Yes))
     }
 
     fn connect(&self) -> Result<Channel, SourceError> {
@@ -196,10 +205,11 @@ impl Departure {
         (1..self.request.connections).map(open).collect()
     }
 
-    /// Passes until what is left can be sent with the guest stopped; the number of the last pass.
-    fn pre_copy(&self, passes: &Passes, lanes: &mut Lanes) -> Result<u32, SourceError> {
+    /// Passes until the guest can be stopped; the number of the last pass, and whether what is left
+    /// follows the guest.
+    fn pre_copy(&self, passes: &Passes, lanes: &mut Lanes) -> Result<(u32, Follow), SourceError> {
         if self.request.mode == MigrationMode::PostCopy {
-            return Ok(1);
+            return Ok((1, Follow::Yes));
         }
         self.progress.enter(MigrationPhase::PreCopy);
         let mut pace = Pace::new();
@@ -210,10 +220,10 @@ impl Departure {
             await_pass(&mut lanes.first.channel, number)?;
             let time = begun.elapsed();
             let left = passes.left()?.count();
-            let next = self.decide(&mut pace, (number, done, time, left))?;
+            let (next, follow) = self.decide(&mut pace, (number, done, time, left))?;
             self.tell_pass(&pace, (number, done, time, left));
             match next {
-                Next::Stop => return Ok(number + 1),
+                Next::Stop => return Ok((number + 1, follow)),
                 Next::Throttle(percent) => {
                     let throttle = SourceEvent::Throttle(percent);
                     self.sender.send(Event::Migration(throttle));
@@ -228,7 +238,7 @@ impl Departure {
         &self,
         pace: &mut Pace,
         (number, done, time, left): (u32, PassDone, Duration, u64),
-    ) -> Result<Next, SourceError> {
+    ) -> Result<(Next, Follow), SourceError> {
         if self.control.is_cancelled() {
             return Err(SourceError::Cancelled);
         }
@@ -243,12 +253,20 @@ impl Departure {
         let late = limits
             .deadline
             .is_some_and(|deadline| Instant::now() >= deadline);
-        if next == Next::Stop || !late {
-            return Ok(next);
+        if next == Next::Stop {
+            return Ok((next, Follow::No));
+        }
+        if self.request.mode == MigrationMode::Hybrid {
+            return Ok((Next::Stop, Follow::Yes));
+        }
+        if !late {
+            return Ok((next, Follow::No));
         }
         match limits.on_timeout {
             OnTimeout::Cancel => Err(SourceError::TooSlow),
-            OnTimeout::Force | OnTimeout::PostCopy => Ok(Next::Stop),
+            OnTimeout::PostCopy if self.offer.may_follow => Ok((Next::Stop, Follow::Yes)),
+            // A client that has changed its mind after the target was told otherwise.
+            OnTimeout::Force | OnTimeout::PostCopy => Ok((Next::Stop, Follow::No)),
         }
     }
 
