@@ -15,7 +15,7 @@ fn pair() -> (Channel, Channel) {
 #[test]
 fn what_is_sent_comes() {
     let (mut source, mut target) = pair();
-    let state: Vec<u8> = (0..STATE_PART + 9).map(|at| (at % 251) as u8).collect();
+    let state: Vec<u8> = (0..=250).cycle().take(STATE_PART + 9).collect();
     let sent = state.clone();
     let sender = thread::spawn(move || {
         let mut batch = PageBatch::new();
