@@ -1,126 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One connection that carries frames.
 
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{ErrorKind, IoSlice, Write};
 use std::time::Duration;
 
-use thiserror::Error;
-
+pub use self::error::ChannelError;
+use self::read::{ReadError, inside, is_timeout, read_exact};
+pub use self::received::Received;
+use self::received::understand;
 use crate::frame::{HEADER, Header, Kind, verify};
 use crate::link::{Closer, Link};
-use crate::message::{Hello, Message, Purpose, Session};
-use crate::pages::{PageBatch, PagesIn};
-use crate::{OLDEST_PROTOCOL, PROTOCOL};
+use crate::message::Message;
+use crate::pages::{MOST_PAGES, MOST_RUNS, PAGE, PageBatch};
+use crate::state::MOST_STATE;
+
+mod error;
+mod greeting;
+mod read;
+mod received;
 
 /// The most that is read for a frame before any of it has come, in bytes.
 const STEP: usize = 1 << 20;
 /// The most of a state that goes into a frame, in bytes.
 const STATE_PART: usize = 1 << 20;
-
-/// A connection that does not carry what it should.
-#[derive(Debug, Error)]
-pub enum ChannelError {
-    /// The other side has closed it, and everything that it had sent has been read.
-    #[error("the other side has closed the connection")]
-    Closed,
-    /// It broke. What the other side has sent may be lost.
-    #[error("the connection broke")]
-    Lost(#[source] io::Error),
-    /// Nothing has moved for too long.
-    #[error("the other side has neither sent nor taken anything for too long")]
-    TimedOut,
-    /// It was changed on its way.
-    #[error("what came is not what was sent: the checksum is wrong")]
-    Checksum,
-    /// It is somebody else.
-    #[error("the other side does not speak brume's migration protocol")]
-    Magic,
-    /// It makes no sense.
-    #[error("the other side has sent {0}")]
-    Malformed(&'static str),
-    /// It is more than it may be.
-    #[error("the other side has announced {length} bytes where there may be {most}")]
-    TooLong {
-        /// What it has announced.
-        length: u32,
-        /// What it may.
-        most: u32,
-    },
-    /// A message that is none.
-    #[error("the other side has sent a message that is not understood")]
-    Message(#[source] serde_json::Error),
-    /// It does not want us.
-    #[error("the other side refuses: {}", .0.join("; "))]
-    Refused(Vec<String>),
-    /// It is not what comes now.
-    #[error("the other side has sent {0} out of turn")]
-    OutOfTurn(&'static str),
-}
-
-/// A frame that has come.
-#[derive(Debug)]
-pub enum Received<'a> {
-    /// A message.
-    Message(Message),
-    /// Pages.
-    Pages(PagesIn<'a>),
-    /// A part of a machine's state.
-    State {
-        /// Where in the state it is, in bytes.
-        offset: u64,
-        /// Whether it is the last one.
-        last: bool,
-        /// What it is.
-        bytes: &'a [u8],
-    },
-    /// Pages that follow later, as words of a bitmap: bit `n` of word `m` is page `64 m + n`.
-    Missing {
-        /// The number of the first word.
-        first_word: u64,
-        /// The words, little endian.
-        bytes: &'a [u8],
-    },
-    /// Pages that are wanted now.
-    Need {
-        /// The first.
-        first: u64,
-        /// How many.
-        pages: u32,
-    },
-    /// Blocks of a drive.
-    Disk {
-        /// The number of the drive.
-        drive: u32,
-        /// Where on it they are, in bytes.
-        offset: u64,
-        /// What they are.
-        bytes: &'a [u8],
-    },
-}
-
-impl Received<'_> {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Message(_) => "a message",
-            Self::Pages(_) => "pages",
-            Self::State { .. } => "a machine's state",
-            Self::Missing { .. } => "a list of missing pages",
-            Self::Need { .. } => "a request for pages",
-            Self::Disk { .. } => "blocks of a disk",
-        }
-    }
-}
+/// The most that a message may have before it is known who is there, in bytes.
+const GREETING: u32 = 64 << 10;
+/// Marks that blocks of a drive are zeros: their length is all that follows.
+const DISK_ZEROS: u32 = 1 << 31;
 
 /// A connection that carries frames.
 #[derive(Debug)]
 pub struct Channel {
     link: Link,
-    /// The payload that has come last.
+    /// Room for what comes; it is never made smaller, for what it grows by is filled with zeros.
     payload: Vec<u8>,
     /// The table of runs that was sent last.
     table: Vec<u8>,
     sent: u64,
     received: u64,
+    /// The most that a message may have that comes, in bytes.
+    most_message: u32,
+    /// Why nothing can be sent any more.
+    unsendable: Option<ErrorKind>,
+    /// Why nothing can be received any more.
+    unreadable: Option<ErrorKind>,
 }
 
 impl Channel {
@@ -132,6 +55,9 @@ impl Channel {
             table: Vec::new(),
             sent: 0,
             received: 0,
+            most_message: GREETING,
+            unsendable: None,
+            unreadable: None,
         }
     }
 
@@ -193,6 +119,8 @@ impl Channel {
     ///
     /// The other side does not take them.
     pub fn send_pages(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
+        at_most(batch.data().len(), MOST_PAGES * PAGE)?;
+        at_most(batch.runs(), MOST_RUNS)?;
         let mut table = std::mem::take(&mut self.table);
         let count = batch.table(&mut table);
         let sent = self.frame(Kind::Pages, count, 0, [&table, batch.data()]);
@@ -200,21 +128,26 @@ impl Channel {
         sent
     }
 
-    /// Sends the state of a machine; how many bytes that took.
+    /// Sends the state of a machine, at most [`MOST_STATE`] bytes; how many bytes that took.
     ///
     /// # Errors
     ///
     /// The other side does not take it.
     pub fn send_state(&mut self, state: &[u8]) -> Result<u64, ChannelError> {
+        at_most(state.len(), MOST_STATE)?;
         let mut sent = 0;
         let mut offset = 0;
-        let mut parts = state.chunks(STATE_PART).peekable();
-        while let Some(part) = parts.next() {
-            let last = u32::from(parts.peek().is_none());
+        let mut rest = state;
+        loop {
+            let (part, after) = rest.split_at(rest.len().min(STATE_PART));
+            let last = u32::from(after.is_empty());
             sent += self.frame(Kind::State, last, offset, [part, &[]])?;
+            if after.is_empty() {
+                return Ok(sent);
+            }
             offset += part.len() as u64;
+            rest = after;
         }
-        Ok(sent)
     }
 
     /// Tells which pages follow later; how many bytes that took.
@@ -253,7 +186,23 @@ impl Channel {
         offset: u64,
         bytes: &[u8],
     ) -> Result<u64, ChannelError> {
+        let drive = drive & !DISK_ZEROS;
         self.frame(Kind::Disk, drive, offset, [bytes, &[]])
+    }
+
+    /// Tells that `length` bytes of a drive are zeros; how many bytes that took.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it.
+    pub fn send_disk_zeros(
+        &mut self,
+        drive: u32,
+        offset: u64,
+        length: u64,
+    ) -> Result<u64, ChannelError> {
+        let drive = drive | DISK_ZEROS;
+        self.frame(Kind::Disk, drive, offset, [&length.to_le_bytes(), &[]])
     }
 
     fn frame(
@@ -263,38 +212,50 @@ impl Channel {
         argument: u64,
         parts: [&[u8]; 2],
     ) -> Result<u64, ChannelError> {
+        if let Some(kind) = self.unsendable {
+            return Err(ChannelError::Lost(kind.into()));
+        }
         let [first, second] = parts;
+        let length = at_most(first.len() + second.len(), kind.most() as usize)?;
         let header = Header {
             kind,
             codec: 0,
-            length: u32::try_from(first.len() + second.len()).unwrap_or(u32::MAX),
+            length,
             count,
             argument,
         };
         let header = header.encode(parts);
-        let mut slices = [&header[..], first, second].map(IoSlice::new);
-        let mut left = &mut slices[..];
         let bytes = (HEADER + first.len() + second.len()) as u64;
-        IoSlice::advance_slices(&mut left, 0);
-        while !left.is_empty() {
-            match self.link.write_vectored(left) {
-                Ok(0) => return Err(ChannelError::Closed),
-                Ok(written) => IoSlice::advance_slices(&mut left, written),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.write_error(error)),
-            }
-        }
+        self.write(&mut [&header[..], first, second].map(IoSlice::new), bytes)?;
         self.sent += bytes;
         Ok(bytes)
     }
 
-    /// What an error in writing means. What the other side has said before its end can still be
-    /// read, so only a read can tell that it has closed in order.
-    fn write_error(&self, error: io::Error) -> ChannelError {
-        match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => ChannelError::TimedOut,
-            _ => ChannelError::Lost(error),
+    /// Writes all of a frame, which has `bytes` bytes. After a part of it nothing else may follow.
+    fn write(&mut self, parts: &mut [IoSlice<'_>], bytes: u64) -> Result<(), ChannelError> {
+        let mut parts = parts;
+        let mut left = bytes;
+        while left > 0 {
+            let error = match self.link.write_vectored(parts) {
+                Ok(0) => ErrorKind::WriteZero.into(),
+                Ok(written) => {
+                    IoSlice::advance_slices(&mut parts, written);
+                    left = left.saturating_sub(written as u64);
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => error,
+            };
+            let timed_out = is_timeout(&error);
+            if !timed_out || left < bytes {
+                self.unsendable = Some(error.kind());
+            }
+            if timed_out {
+                return Err(ChannelError::TimedOut);
+            }
+            return Err(ChannelError::Lost(error));
         }
+        Ok(())
     }
 
     /// Waits for a frame.
@@ -303,17 +264,66 @@ impl Channel {
     ///
     /// None comes, or it is not what it should be.
     pub fn receive(&mut self) -> Result<Received<'_>, ChannelError> {
-        let mut bytes = [0; HEADER];
-        self.read(&mut bytes, true)?;
-        let header = Header::decode(&bytes)?;
-        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
-        let mut payload = std::mem::take(&mut self.payload);
-        let read = self.read_payload(&mut payload, length);
-        self.payload = payload;
-        read?;
+        if let Some(kind) = self.unreadable {
+            return Err(ChannelError::Lost(kind.into()));
+        }
+        let (bytes, header) = self.next_header()?;
+        let read = self.payload_of(&header).and_then(|length| {
+            let payload = self.payload.get(..length).unwrap_or_default();
+            verify(&bytes, payload).map(|()| length)
+        });
+        // Where the next frame begins is not known any more, or not to be trusted.
+        let length = self.or_unreadable(read)?;
         self.received += (HEADER + length) as u64;
-        verify(&bytes, &self.payload)?;
-        understand(&header, &self.payload)
+        understand(&header, self.payload.get(..length).unwrap_or_default())
+    }
+
+    fn next_header(&mut self) -> Result<([u8; HEADER], Header), ChannelError> {
+        let mut bytes = [0; HEADER];
+        read_exact(&mut self.link, &mut bytes, true).map_err(|error| self.at_boundary(error))?;
+        let header = Header::decode(&bytes).and_then(|header| match header.kind {
+            Kind::Message if header.length > self.most_message => Err(ChannelError::TooLong {
+                length: header.length,
+                most: self.most_message,
+            }),
+            _ => Ok(header),
+        });
+        Ok((bytes, self.or_unreadable(header)?))
+    }
+
+    /// What an error means that came while a frame was awaited.
+    fn at_boundary(&mut self, error: ReadError) -> ChannelError {
+        match (error, self.unsendable) {
+            // The error was in the socket, and a write has taken it out: what is left looks like an
+            // end in order. A broken pipe says only that the end was there before the write.
+            (ReadError::End, Some(kind))
+                if !self.link.is_local()
+                    && !matches!(kind, ErrorKind::BrokenPipe | ErrorKind::WouldBlock) =>
+            {
+                self.unreadable = Some(kind);
+                ChannelError::Lost(kind.into())
+            }
+            (ReadError::End, _) => ChannelError::Closed,
+            // The other end of a unix socket is gone and all that was in it is read; what we had
+            // sent was not.
+            (ReadError::Failed(error), _)
+                if error.kind() == ErrorKind::ConnectionReset && self.link.is_local() =>
+            {
+                ChannelError::Closed
+            }
+            (ReadError::Failed(error), _) if is_timeout(&error) => ChannelError::TimedOut,
+            (ReadError::Failed(error) | ReadError::Inside(error), _) => {
+                self.unreadable = Some(error.kind());
+                inside(error)
+            }
+        }
+    }
+
+    fn or_unreadable<T>(&mut self, result: Result<T, ChannelError>) -> Result<T, ChannelError> {
+        if result.is_err() {
+            self.unreadable = Some(ErrorKind::InvalidData);
+        }
+        result
     }
 
     /// Waits for a message.
@@ -328,166 +338,33 @@ impl Channel {
         }
     }
 
-    /// Reads so many bytes; room for them is made as they come.
-    fn read_payload(&mut self, payload: &mut Vec<u8>, length: usize) -> Result<(), ChannelError> {
-        if payload.len() < length {
-            let mut have = payload.len().min(length);
-            self.read(payload.get_mut(..have).unwrap_or_default(), false)?;
-            while have < length {
-                let next = length.min(have + STEP);
-                payload.resize(next, 0);
-                self.read(payload.get_mut(have..).unwrap_or_default(), false)?;
-                have = next;
+    /// Reads what a header has announced; room for it is made as it comes. How long it is.
+    fn payload_of(&mut self, header: &Header) -> Result<usize, ChannelError> {
+        let length = header.length as usize;
+        let mut have = 0;
+        while have < length {
+            let next = length.min(self.payload.len().max(have + STEP));
+            if self.payload.len() < next {
+                self.payload.reserve_exact(next - self.payload.len());
+                self.payload.resize(next, 0);
             }
-            return Ok(());
+            let part = self.payload.get_mut(have..next).unwrap_or_default();
+            read_exact(&mut self.link, part, false).map_err(|error| match error {
+                ReadError::End => ChannelError::Lost(ErrorKind::UnexpectedEof.into()),
+                ReadError::Failed(error) | ReadError::Inside(error) => inside(error),
+            })?;
+            have = next;
         }
-        payload.truncate(length);
-        self.read(payload, false)
-    }
-
-    /// Fills `buffer`. Only between two frames is the end of the connection an orderly one.
-    fn read(&mut self, buffer: &mut [u8], between: bool) -> Result<(), ChannelError> {
-        let mut rest = buffer;
-        let mut nothing_yet = between;
-        while !rest.is_empty() {
-            match self.link.read(rest) {
-                Ok(0) if nothing_yet => return Err(ChannelError::Closed),
-                Ok(0) => return Err(ChannelError::Lost(ErrorKind::UnexpectedEof.into())),
-                Ok(count) => {
-                    nothing_yet = false;
-                    let (_, after) = rest.split_at_mut(count);
-                    rest = after;
-                }
-                Err(error) => match error.kind() {
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                        return Err(ChannelError::TimedOut);
-                    }
-                    // A unix socket whose other end is gone, with all read that was in it; what we
-                    // had sent was not.
-                    ErrorKind::ConnectionReset if nothing_yet && self.link.is_local() => {
-                        return Err(ChannelError::Closed);
-                    }
-                    _ => return Err(ChannelError::Lost(error)),
-                },
-            }
-        }
-        Ok(())
-    }
-
-    /// Says who we are and what this connection is for, to the target.
-    ///
-    /// # Errors
-    ///
-    /// It is somebody else, of another version, or does not want us.
-    pub fn greet(&mut self, session: &Session, purpose: Purpose) -> Result<(), ChannelError> {
-        self.send(&Message::Hello(Hello {
-            protocol: PROTOCOL,
-            oldest: OLDEST_PROTOCOL,
-            brume: env!("CARGO_PKG_VERSION").into(),
-            session: session.clone(),
-            purpose,
-        }))?;
-        match self.receive_message()? {
-            Message::Welcome { protocol, .. }
-                if (OLDEST_PROTOCOL..=PROTOCOL).contains(&protocol) =>
-            {
-                Ok(())
-            }
-            Message::Refused { reasons } => Err(ChannelError::Refused(reasons)),
-            _ => Err(ChannelError::OutOfTurn("another message than a welcome")),
-        }
-    }
-
-    /// Hears who a source is. It is to be answered with [`Channel::welcome`] or with a refusal.
-    ///
-    /// # Errors
-    ///
-    /// It is somebody else, or of another version, which it is told.
-    pub fn meet(&mut self) -> Result<Hello, ChannelError> {
-        let Message::Hello(hello) = self.receive_message()? else {
-            return Err(ChannelError::OutOfTurn("another message than a greeting"));
-        };
-        if hello.oldest > PROTOCOL || hello.protocol < OLDEST_PROTOCOL {
-            let reason = format!(
-                "the source (brume {}) speaks versions {} to {} of the migration protocol, the \
-                 target (brume {}) versions {OLDEST_PROTOCOL} to {PROTOCOL}",
-                hello.brume,
-                hello.oldest,
-                hello.protocol,
-                env!("CARGO_PKG_VERSION")
-            );
-            return Err(self.refuse(vec![reason]));
-        }
-        Ok(hello)
-    }
-
-    /// Lets a source go on.
-    ///
-    /// # Errors
-    ///
-    /// It has gone.
-    pub fn welcome(&mut self, hello: &Hello) -> Result<(), ChannelError> {
-        self.send(&Message::Welcome {
-            protocol: hello.protocol.min(PROTOCOL),
-            brume: env!("CARGO_PKG_VERSION").into(),
-        })?;
-        Ok(())
-    }
-
-    /// Sends a source away; the error that says so here.
-    pub fn refuse(&mut self, reasons: Vec<String>) -> ChannelError {
-        let refused = self.send(&Message::Refused {
-            reasons: reasons.clone(),
-        });
-        refused.map_or_else(|error| error, |_| ChannelError::Refused(reasons))
+        Ok(length)
     }
 }
 
-fn understand<'a>(header: &Header, payload: &'a [u8]) -> Result<Received<'a>, ChannelError> {
-    let Header {
-        kind,
-        codec,
-        count,
-        argument,
-        ..
-    } = *header;
-    if codec != 0 {
-        return Err(ChannelError::Malformed("pages in a form that is unknown"));
-    }
-    Ok(match kind {
-        Kind::Message => {
-            let message = serde_json::from_slice(payload).map_err(ChannelError::Message)?;
-            Received::Message(message)
-        }
-        Kind::Pages => {
-            let length = PagesIn::table_length(count)?;
-            let (table, data) = payload
-                .split_at_checked(length)
-                .ok_or(ChannelError::Malformed(
-                    "a table of pages that is longer than its frame",
-                ))?;
-            Received::Pages(PagesIn::new(table, data)?)
-        }
-        Kind::State => Received::State {
-            offset: argument,
-            last: count != 0,
-            bytes: payload,
-        },
-        Kind::Missing => Received::Missing {
-            first_word: argument,
-            bytes: payload,
-        },
-        Kind::Need => Received::Need {
-            first: argument,
-            pages: count,
-        },
-        Kind::Disk => Received::Disk {
-            drive: count,
-            offset: argument,
-            bytes: payload,
-        },
-    })
+/// The length as it is announced, if it is no more than `most`.
+fn at_most(length: usize, most: usize) -> Result<u32, ChannelError> {
+    u32::try_from(length)
+        .ok()
+        .filter(|_| length <= most)
+        .ok_or(ChannelError::TooLarge { length, most })
 }
 
 #[cfg(test)]

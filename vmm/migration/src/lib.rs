@@ -31,9 +31,12 @@ mod frame;
 mod handover;
 mod host;
 mod link;
+mod listener;
 mod message;
+mod options;
 mod pages;
 mod rate_limit;
+mod state;
 
 pub use address::{Address, AddressError};
 pub use channel::{Channel, ChannelError, Received};
@@ -41,10 +44,12 @@ pub use handover::{
     Decision, Refusal, Source, SourceAction, SourceEvent, SourceState, Target, TargetAction,
     TargetEvent, TargetState,
 };
-pub use link::{Closer, Link, LinkError, Listener};
+pub use link::{Closer, Link, LinkError};
+pub use listener::{Listener, Stopper};
 pub use message::{Hello, Message, Purpose, Session, Standing};
 pub use pages::{MOST_PAGES, PAGE, PageBatch, PagesIn, Run, Zeros};
 pub use rate_limit::RateLimit;
+pub use state::{MOST_STATE, StateParts};
 
 /// The newest version of what is said here.
 pub const PROTOCOL: u32 = 1;

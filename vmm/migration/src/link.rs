@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connections: bytes there and back, with a limit on how long nothing may move.
 
-use std::fs;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use crate::address::Address;
 use crate::host;
+use crate::options;
 
 /// A connection that cannot be had.
 #[derive(Debug, Error)]
@@ -56,40 +57,56 @@ pub enum LinkError {
 /// A connection.
 #[derive(Debug)]
 pub struct Link {
-    stream: Stream,
+    shared: Arc<Shared>,
     peer: String,
+    /// Whether the process has the socket under another number, too.
+    is_inherited: bool,
+    was_used: bool,
+}
+
+/// What a link and those who may end it have in common.
+#[derive(Debug)]
+struct Shared {
+    stream: Stream,
+    /// Whether it was ended from here: then its end says nothing of the other side.
+    is_closed: AtomicBool,
 }
 
 #[derive(Debug)]
-enum Stream {
+pub(crate) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
-/// Ends a connection from another thread: whoever waits in it gets an error.
-#[derive(Debug)]
-pub struct Closer(Stream);
+/// Ends a connection from another thread: whoever reads or writes in it gets an error at once, and
+/// does not take it for an end that the other side has made. The other side cannot tell it from the
+/// end of this process. A closer does not keep a connection open.
+#[derive(Clone, Debug)]
+pub struct Closer(Weak<Shared>);
 
 impl Closer {
     /// Ends it.
     pub fn close(&self) {
-        // One that is closed already is as it should be.
-        let _ = self.0.shutdown();
+        if let Some(shared) = self.0.upgrade() {
+            shared.is_closed.store(true, Ordering::Release);
+            // One that is closed already is as it should be.
+            let _ = shared.stream.shutdown();
+        }
     }
 }
 
 impl Stream {
+    fn set_nonblocking(&self, to: bool) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.set_nonblocking(to),
+            Self::Tcp(stream) => stream.set_nonblocking(to),
+        }
+    }
+
     fn shutdown(&self) -> io::Result<()> {
         match self {
             Self::Unix(stream) => stream.shutdown(Shutdown::Both),
             Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
-        }
-    }
-
-    fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
-            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
         }
     }
 }
@@ -115,15 +132,23 @@ impl Link {
             source,
         };
         let stream = match address {
-            Address::Unix(path) => UnixStream::connect(path)
-                .map(Stream::Unix)
-                .map_err(failed)?,
+            Address::Unix(path) => {
+                Stream::Unix(options::connect_unix(path, limit).map_err(failed)?)
+            }
             Address::Tcp { host, port } => {
                 Stream::Tcp(connect_tcp(host, *port, limit).map_err(failed)?)
             }
-            Address::Fd(fd) => inherited(*fd)?,
+            Address::Fd(fd) => return Self::inherited(*fd),
         };
         Ok(Self::of(stream, address.to_string())?)
+    }
+
+    /// A connected socket that was passed to the process. It is duplicated, so it can be used again
+    /// if this comes to nothing before anything was said.
+    pub(crate) fn inherited(fd: RawFd) -> Result<Self, LinkError> {
+        let mut link = Self::of(inherited(fd)?, Address::Fd(fd).to_string())?;
+        link.is_inherited = true;
+        Ok(link)
     }
 
     /// A connection that is there already.
@@ -135,12 +160,33 @@ impl Link {
         Self::of(Stream::Unix(stream), "unix".into())
     }
 
-    fn of(stream: Stream, peer: String) -> io::Result<Self> {
+    pub(crate) fn of(stream: Stream, peer: String) -> io::Result<Self> {
+        // A socket from elsewhere may have been set to anything.
+        stream.set_nonblocking(false)?;
         if let Stream::Tcp(stream) = &stream {
-            // Messages are waited for; memory goes in large pieces anyway.
-            stream.set_nodelay(true)?;
+            options::set_tcp(stream)?;
         }
-        Ok(Self { stream, peer })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                stream,
+                is_closed: AtomicBool::new(false),
+            }),
+            peer,
+            is_inherited: false,
+            was_used: false,
+        })
+    }
+
+    /// Ends it so that the other side does not take it for an end in order, which says that this
+    /// process is gone: a TCP connection is reset. A unix socket cannot be: it stays open as long
+    /// as the process lives, and the other side waits until its own limit has passed.
+    pub fn reset(mut self) {
+        self.was_used = false;
+        match &self.shared.stream {
+            // Without a reset, the next best is that nothing is said at all.
+            Stream::Tcp(stream) if options::reset(stream).is_ok() => {}
+            _ => std::mem::forget(Arc::clone(&self.shared)),
+        }
     }
 
     /// Where the other side is, for people.
@@ -150,7 +196,7 @@ impl Link {
 
     /// Whether both sides are on one host for sure.
     pub fn is_local(&self) -> bool {
-        matches!(self.stream, Stream::Unix(_))
+        matches!(self.shared.stream, Stream::Unix(_))
     }
 
     /// How long a read or a write may wait without anything moving.
@@ -160,7 +206,7 @@ impl Link {
     /// The socket does not take it.
     pub fn set_limit(&mut self, limit: Duration) -> io::Result<()> {
         let limit = Some(limit.max(Duration::from_millis(1)));
-        match &self.stream {
+        match &self.shared.stream {
             Stream::Unix(stream) => {
                 stream.set_read_timeout(limit)?;
                 stream.set_write_timeout(limit)
@@ -178,40 +224,57 @@ impl Link {
     ///
     /// The host does not tell.
     pub fn wait_readable(&mut self, limit: Duration) -> io::Result<bool> {
-        host::wait_readable(&[self.stream.as_raw_fd()], limit).map(|ready| ready == Some(0))
+        host::wait_readable(&[self.shared.stream.as_raw_fd()], limit).map(|ready| ready == Some(0))
     }
 
     /// What can end it from another thread.
     ///
     /// # Errors
     ///
-    /// The process has no more descriptors.
+    /// None now.
     pub fn closer(&self) -> io::Result<Closer> {
-        self.stream.try_clone().map(Closer)
+        Ok(Closer(Arc::downgrade(&self.shared)))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Nobody else can go on with what was begun, and the other side is to know.
+        if self.is_inherited && self.was_used {
+            let _ = self.shared.stream.shutdown();
+        }
     }
 }
 
 impl Read for Link {
+    /// As for a socket; but an end that was made here, by a [`Closer`], is an error.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.stream {
-            Stream::Unix(stream) => stream.read(buffer),
-            Stream::Tcp(stream) => stream.read(buffer),
+        self.was_used = true;
+        let read = match &self.shared.stream {
+            Stream::Unix(stream) => (&*stream).read(buffer),
+            Stream::Tcp(stream) => (&*stream).read(buffer),
+        };
+        if self.shared.is_closed.load(Ordering::Acquire) && !buffer.is_empty() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
         }
+        read
     }
 }
 
 impl Write for Link {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.stream {
-            Stream::Unix(stream) => stream.write(bytes),
-            Stream::Tcp(stream) => stream.write(bytes),
+        self.was_used = true;
+        match &self.shared.stream {
+            Stream::Unix(stream) => (&*stream).write(bytes),
+            Stream::Tcp(stream) => (&*stream).write(bytes),
         }
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        match &mut self.stream {
-            Stream::Unix(stream) => stream.write_vectored(parts),
-            Stream::Tcp(stream) => stream.write_vectored(parts),
+        self.was_used = true;
+        match &self.shared.stream {
+            Stream::Unix(stream) => (&*stream).write_vectored(parts),
+            Stream::Tcp(stream) => (&*stream).write_vectored(parts),
         }
     }
 
@@ -220,9 +283,18 @@ impl Write for Link {
     }
 }
 
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.shared.stream {
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tcp(stream) => stream.as_fd(),
+        }
+    }
+}
+
 impl AsRawFd for Link {
     fn as_raw_fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.shared.stream.as_raw_fd()
     }
 }
 
@@ -239,145 +311,12 @@ fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> 
     Err(last)
 }
 
-/// A connected socket that was passed to the process. It is duplicated, so it can be used again if
-/// this comes to nothing.
 fn inherited(fd: RawFd) -> Result<Stream, LinkError> {
     let failed = |source| LinkError::NoSocket { fd, source };
     let (socket, family) = host::stream_socket(fd).map_err(failed)?;
-    if family == libc::AF_UNIX {
-        Ok(Stream::Unix(socket.into()))
-    } else {
-        Ok(Stream::Tcp(socket.into()))
+    match family {
+        libc::AF_UNIX => Ok(Stream::Unix(socket.into())),
+        libc::AF_INET | libc::AF_INET6 => Ok(Stream::Tcp(socket.into())),
+        _ => Err(failed(io::ErrorKind::Unsupported.into())),
     }
-}
-
-/// Where connections arrive.
-#[derive(Debug)]
-pub struct Listener {
-    kind: Kind,
-    address: Address,
-}
-
-#[derive(Debug)]
-enum Kind {
-    Unix(UnixListener, PathBuf),
-    Tcp(TcpListener),
-    Fd(RawFd),
-}
-
-impl Listener {
-    /// Waits at `address` from now on.
-    ///
-    /// # Errors
-    ///
-    /// That cannot be.
-    pub fn bind(address: &Address) -> Result<Self, LinkError> {
-        let failed = |source| LinkError::Bind {
-            address: address.clone(),
-            source,
-        };
-        let kind = match address {
-            Address::Unix(path) => {
-                remove_dead_socket(path)?;
-                let listener = UnixListener::bind(path).map_err(failed)?;
-                listener.set_nonblocking(true)?;
-                Kind::Unix(listener, path.clone())
-            }
-            Address::Tcp { host, port } => {
-                let listener = TcpListener::bind((host.as_str(), *port)).map_err(failed)?;
-                listener.set_nonblocking(true)?;
-                Kind::Tcp(listener)
-            }
-            Address::Fd(fd) => {
-                inherited(*fd)?;
-                Kind::Fd(*fd)
-            }
-        };
-        Ok(Self {
-            kind,
-            address: address.clone(),
-        })
-    }
-
-    /// Where it waits; with the port that the host has chosen, if it was to choose one.
-    pub fn address(&self) -> Address {
-        match (&self.kind, &self.address) {
-            (Kind::Tcp(listener), Address::Tcp { host, .. }) => {
-                let port = listener.local_addr().map_or(0, |address| address.port());
-                Address::Tcp {
-                    host: host.clone(),
-                    port,
-                }
-            }
-            _ => self.address.clone(),
-        }
-    }
-
-    /// The next connection; `None` if there is none within `limit`.
-    ///
-    /// # Errors
-    ///
-    /// The host gives none.
-    pub fn accept(&self, limit: Duration) -> Result<Option<Link>, LinkError> {
-        let fd = match &self.kind {
-            Kind::Unix(listener, _) => listener.as_raw_fd(),
-            Kind::Tcp(listener) => listener.as_raw_fd(),
-            Kind::Fd(fd) => *fd,
-        };
-        if host::wait_readable(&[fd], limit)?.is_none() {
-            return Ok(None);
-        }
-        let accepted = match &self.kind {
-            Kind::Unix(listener, path) => listener
-                .accept()
-                .map(|(stream, _)| (Stream::Unix(stream), format!("unix:{}", path.display()))),
-            Kind::Tcp(listener) => listener
-                .accept()
-                .map(|(stream, peer)| (Stream::Tcp(stream), format!("tcp:{peer}"))),
-            Kind::Fd(fd) => Ok((inherited(*fd)?, format!("fd:{fd}"))),
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                match &stream {
-                    Stream::Unix(stream) => stream.set_nonblocking(false)?,
-                    Stream::Tcp(stream) => stream.set_nonblocking(false)?,
-                }
-                Ok(Some(Link::of(stream, peer)?))
-            }
-            // Whoever came has gone.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Kind::Unix(_, path) = &self.kind {
-            // It is ours.
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-/// Removes the socket of a process that has ended.
-fn remove_dead_socket(path: &Path) -> Result<(), LinkError> {
-    let Ok(found) = path.symlink_metadata() else {
-        return Ok(());
-    };
-    let is_dead = || {
-        UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    };
-    if found.file_type().is_socket() && is_dead() && fs::remove_file(path).is_ok() {
-        return Ok(());
-    }
-    Err(LinkError::InUse(path.into()))
 }

@@ -163,6 +163,11 @@ impl PageBatch {
         self.zero_pages
     }
 
+    /// How many runs there are.
+    pub(crate) fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     /// The bytes of the pages.
     pub(crate) fn data(&self) -> &[u8] {
         self.room.get(..self.used).unwrap_or_default()

@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
 use super::*;
+use crate::message::{Hello, Purpose, Session};
 use crate::pages::{MOST_PAGES, PAGE, Zeros};
+use crate::{Address, Listener, PROTOCOL};
+
+mod ends;
+mod hostile;
 
 fn pair() -> (Channel, Channel) {
     let (one, other) = UnixStream::pair().unwrap();

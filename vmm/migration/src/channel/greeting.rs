@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The first words on a connection: who is there, what for, and in which version of the protocol.
+
+use super::{Channel, ChannelError};
+use crate::frame::Kind;
+use crate::message::{Hello, Message, Purpose, Session};
+use crate::{OLDEST_PROTOCOL, PROTOCOL};
+
+impl Channel {
+    /// Says who we are and what this connection is for, to the target.
+    ///
+    /// # Errors
+    ///
+    /// It is somebody else, of another version, or does not want us.
+    pub fn greet(&mut self, session: &Session, purpose: Purpose) -> Result<(), ChannelError> {
+        self.send(&Message::Hello(Hello {
+            protocol: PROTOCOL,
+            oldest: OLDEST_PROTOCOL,
+            brume: env!("CARGO_PKG_VERSION").into(),
+            session: session.clone(),
+            purpose,
+        }))?;
+        match self.receive_message()? {
+            Message::Welcome { protocol, .. }
+                if (OLDEST_PROTOCOL..=PROTOCOL).contains(&protocol) =>
+            {
+                self.most_message = Kind::Message.most();
+                Ok(())
+            }
+            Message::Refused { reasons } => Err(ChannelError::Refused(reasons)),
+            _ => Err(ChannelError::OutOfTurn("another message than a welcome")),
+        }
+    }
+
+    /// Hears who a source is. It is to be answered with [`Channel::welcome`] or with a refusal.
+    ///
+    /// # Errors
+    ///
+    /// It is somebody else, or of another version, which it is told.
+    pub fn meet(&mut self) -> Result<Hello, ChannelError> {
+        let Message::Hello(hello) = self.receive_message()? else {
+            return Err(ChannelError::OutOfTurn("another message than a greeting"));
+        };
+        if hello.oldest > PROTOCOL || hello.protocol < OLDEST_PROTOCOL {
+            let reason = format!(
+                "the source (brume {}) speaks versions {} to {} of the migration protocol, the \
+                 target (brume {}) versions {OLDEST_PROTOCOL} to {PROTOCOL}",
+                hello.brume,
+                hello.oldest,
+                hello.protocol,
+                env!("CARGO_PKG_VERSION")
+            );
+            return Err(self.refuse(vec![reason]));
+        }
+        Ok(hello)
+    }
+
+    /// Lets a source go on.
+    ///
+    /// # Errors
+    ///
+    /// It has gone.
+    pub fn welcome(&mut self, hello: &Hello) -> Result<(), ChannelError> {
+        self.send(&Message::Welcome {
+            protocol: hello.protocol.min(PROTOCOL),
+            brume: env!("CARGO_PKG_VERSION").into(),
+        })?;
+        self.most_message = Kind::Message.most();
+        Ok(())
+    }
+
+    /// Sends a source away; the error that says so here.
+    pub fn refuse(&mut self, reasons: Vec<String>) -> ChannelError {
+        let refused = self.send(&Message::Refused {
+            reasons: reasons.clone(),
+        });
+        refused.map_or_else(|error| error, |_| ChannelError::Refused(reasons))
+    }
+}
