@@ -21,10 +21,12 @@ fn pairs() -> [(Channel, Channel); 2] {
     [pair(), tcp_pair()]
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it is made in the call")]
 fn assert_closed(result: Result<Received<'_>, ChannelError>) {
     assert!(matches!(result, Err(ChannelError::Closed)), "{result:?}");
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it is made in the call")]
 fn assert_lost(result: Result<Received<'_>, ChannelError>) {
     assert!(matches!(result, Err(ChannelError::Lost(_))), "{result:?}");
 }
