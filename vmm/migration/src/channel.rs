@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One connection that carries frames.
 
-use std::io::{ErrorKind, IoSlice, Write};
-use std::time::Duration;
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
 
 pub use self::error::ChannelError;
 use self::read::{ReadError, inside, is_timeout, read_exact};
 pub use self::received::Received;
 use self::received::understand;
+use self::send::{Out, at_most};
+use crate::compress::{Choice, Codec, Compressor, Unpacker};
 use crate::frame::{HEADER, Header, Kind, verify};
 use crate::link::{Closer, Link};
 use crate::message::Message;
@@ -18,6 +20,7 @@ mod error;
 mod greeting;
 mod read;
 mod received;
+mod send;
 
 /// The most that is read for a frame before any of it has come, in bytes.
 const STEP: usize = 1 << 20;
@@ -36,6 +39,8 @@ pub struct Channel {
     payload: Vec<u8>,
     /// The table of runs that was sent last.
     table: Vec<u8>,
+    compressor: Compressor,
+    unpacker: Unpacker,
     sent: u64,
     received: u64,
     /// The most that a message may have that comes, in bytes.
@@ -53,6 +58,8 @@ impl Channel {
             link,
             payload: Vec::new(),
             table: Vec::new(),
+            compressor: Compressor::default(),
+            unpacker: Unpacker::default(),
             sent: 0,
             received: 0,
             most_message: GREETING,
@@ -73,6 +80,33 @@ impl Channel {
     /// The socket does not take it.
     pub fn set_limit(&mut self, limit: Duration) -> Result<(), ChannelError> {
         self.link.set_limit(limit).map_err(ChannelError::Lost)
+    }
+
+    /// Until when the other side may let us wait in all, however much it sends; `None` for as long
+    /// as it does.
+    ///
+    /// # Errors
+    ///
+    /// The socket does not take it.
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) -> Result<(), ChannelError> {
+        self.link.set_deadline(deadline).map_err(ChannelError::Lost)
+    }
+
+    /// How pages are compressed from now on; at first they are not. Whoever receives them need not
+    /// know.
+    pub fn set_compression(&mut self, choice: Choice) {
+        self.compressor.set_choice(choice);
+    }
+
+    /// Tells [`Choice::Auto`] that no more than `rate` bytes per second will be sent; 0 for no such
+    /// limit.
+    pub fn set_wire_rate(&mut self, rate: u64) {
+        self.compressor.set_wire_rate(rate);
+    }
+
+    /// How many bytes the pages had that were sent, and how many were sent for them.
+    pub fn compressed(&self) -> (u64, u64) {
+        self.compressor.totals()
     }
 
     /// Waits for something to receive, or the end; `false` if that takes longer than `limit`.
@@ -121,11 +155,17 @@ impl Channel {
     pub fn send_pages(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
         at_most(batch.data().len(), MOST_PAGES * PAGE)?;
         at_most(batch.runs(), MOST_RUNS)?;
-        let mut table = std::mem::take(&mut self.table);
-        let count = batch.table(&mut table);
-        let sent = self.frame(Kind::Pages, count, 0, [&table, batch.data()]);
-        self.table = table;
-        sent
+        let count = batch.table(&mut self.table);
+        let (codec, data) = self.compressor.pack(batch.data());
+        let begin = Instant::now();
+        let mut out = Out {
+            link: &mut self.link,
+            unsendable: &mut self.unsendable,
+        };
+        let sent = out.frame(Kind::Pages, codec, (count, 0), [&self.table, data])?;
+        self.compressor.written(sent, begin, Instant::now());
+        self.sent += sent;
+        Ok(sent)
     }
 
     /// Sends the state of a machine, at most [`MOST_STATE`] bytes; how many bytes that took.
@@ -212,50 +252,13 @@ impl Channel {
         argument: u64,
         parts: [&[u8]; 2],
     ) -> Result<u64, ChannelError> {
-        if let Some(kind) = self.unsendable {
-            return Err(ChannelError::Lost(kind.into()));
-        }
-        let [first, second] = parts;
-        let length = at_most(first.len() + second.len(), kind.most() as usize)?;
-        let header = Header {
-            kind,
-            codec: 0,
-            length,
-            count,
-            argument,
+        let mut out = Out {
+            link: &mut self.link,
+            unsendable: &mut self.unsendable,
         };
-        let header = header.encode(parts);
-        let bytes = (HEADER + first.len() + second.len()) as u64;
-        self.write(&mut [&header[..], first, second].map(IoSlice::new), bytes)?;
-        self.sent += bytes;
-        Ok(bytes)
-    }
-
-    /// Writes all of a frame, which has `bytes` bytes. After a part of it nothing else may follow.
-    fn write(&mut self, parts: &mut [IoSlice<'_>], bytes: u64) -> Result<(), ChannelError> {
-        let mut parts = parts;
-        let mut left = bytes;
-        while left > 0 {
-            let error = match self.link.write_vectored(parts) {
-                Ok(0) => ErrorKind::WriteZero.into(),
-                Ok(written) => {
-                    IoSlice::advance_slices(&mut parts, written);
-                    left = left.saturating_sub(written as u64);
-                    continue;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => error,
-            };
-            let timed_out = is_timeout(&error);
-            if !timed_out || left < bytes {
-                self.unsendable = Some(error.kind());
-            }
-            if timed_out {
-                return Err(ChannelError::TimedOut);
-            }
-            return Err(ChannelError::Lost(error));
-        }
-        Ok(())
+        let sent = out.frame(kind, Codec::None, (count, argument), parts)?;
+        self.sent += sent;
+        Ok(sent)
     }
 
     /// Waits for a frame.
@@ -275,7 +278,8 @@ impl Channel {
         // Where the next frame begins is not known any more, or not to be trusted.
         let length = self.or_unreadable(read)?;
         self.received += (HEADER + length) as u64;
-        understand(&header, self.payload.get(..length).unwrap_or_default())
+        let payload = self.payload.get(..length).unwrap_or_default();
+        understand(&header, payload, &mut self.unpacker)
     }
 
     fn next_header(&mut self) -> Result<([u8; HEADER], Header), ChannelError> {
@@ -357,14 +361,6 @@ impl Channel {
         }
         Ok(length)
     }
-}
-
-/// The length as it is announced, if it is no more than `most`.
-fn at_most(length: usize, most: usize) -> Result<u32, ChannelError> {
-    u32::try_from(length)
-        .ok()
-        .filter(|_| length <= most)
-        .ok_or(ChannelError::TooLarge { length, most })
 }
 
 #[cfg(test)]

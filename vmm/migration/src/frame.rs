@@ -4,7 +4,7 @@
 //! ```text
 //!   0  magic     u32  "BRMG"
 //!   4  kind      u8
-//!   5  codec     u8   how the data of pages was made smaller
+//!   5  codec     u8   how pages were made smaller: 0 not at all, 1 LZ4, 2 Zstandard
 //!   6  reserved  u16  0
 //!   8  length    u32  of what follows, in bytes
 //!  12  count     u32  its meaning depends on the kind

@@ -27,6 +27,7 @@
 
 mod address;
 mod channel;
+mod compress;
 mod frame;
 mod handover;
 mod host;
@@ -36,10 +37,13 @@ mod message;
 mod options;
 mod pages;
 mod rate_limit;
+mod socket;
 mod state;
+mod tls;
 
 pub use address::{Address, AddressError};
 pub use channel::{Channel, ChannelError, Received};
+pub use compress::Choice;
 pub use handover::{
     Decision, Refusal, Source, SourceAction, SourceEvent, SourceState, Target, TargetAction,
     TargetEvent, TargetState,
@@ -50,6 +54,7 @@ pub use message::{Hello, Message, Purpose, Session, Standing};
 pub use pages::{MOST_PAGES, PAGE, PageBatch, PagesIn, Run, Zeros};
 pub use rate_limit::RateLimit;
 pub use state::{MOST_STATE, StateParts};
+pub use tls::{Tls, TlsError, TlsFiles};
 
 /// The newest version of what is said here.
 pub const PROTOCOL: u32 = 1;

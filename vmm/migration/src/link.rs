@@ -2,12 +2,11 @@
 //! Connections: bytes there and back, with a limit on how long nothing may move.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -15,6 +14,8 @@ use thiserror::Error;
 use crate::address::Address;
 use crate::host;
 use crate::options;
+use crate::socket::{Shared, Socket, Stream};
+use crate::tls::{Secured, Tls, TlsError};
 
 /// A connection that cannot be had.
 #[derive(Debug, Error)]
@@ -57,25 +58,14 @@ pub enum LinkError {
 /// A connection.
 #[derive(Debug)]
 pub struct Link {
-    shared: Arc<Shared>,
+    carrier: Carrier,
     peer: String,
-    /// Whether the process has the socket under another number, too.
-    is_inherited: bool,
-    was_used: bool,
-}
-
-/// What a link and those who may end it have in common.
-#[derive(Debug)]
-struct Shared {
-    stream: Stream,
-    /// Whether it was ended from here: then its end says nothing of the other side.
-    is_closed: AtomicBool,
 }
 
 #[derive(Debug)]
-pub(crate) enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
+enum Carrier {
+    Plain(Socket),
+    Tls(Box<Secured>),
 }
 
 /// Ends a connection from another thread: whoever reads or writes in it gets an error at once, and
@@ -88,34 +78,7 @@ impl Closer {
     /// Ends it.
     pub fn close(&self) {
         if let Some(shared) = self.0.upgrade() {
-            shared.is_closed.store(true, Ordering::Release);
-            // One that is closed already is as it should be.
-            let _ = shared.stream.shutdown();
-        }
-    }
-}
-
-impl Stream {
-    fn set_nonblocking(&self, to: bool) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.set_nonblocking(to),
-            Self::Tcp(stream) => stream.set_nonblocking(to),
-        }
-    }
-
-    fn shutdown(&self) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
-        }
-    }
-}
-
-impl AsRawFd for Stream {
-    fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Self::Unix(stream) => stream.as_raw_fd(),
-            Self::Tcp(stream) => stream.as_raw_fd(),
+            shared.close();
         }
     }
 }
@@ -143,14 +106,6 @@ impl Link {
         Ok(Self::of(stream, address.to_string())?)
     }
 
-    /// A connected socket that was passed to the process. It is duplicated, so it can be used again
-    /// if this comes to nothing before anything was said.
-    pub(crate) fn inherited(fd: RawFd) -> Result<Self, LinkError> {
-        let mut link = Self::of(inherited(fd)?, Address::Fd(fd).to_string())?;
-        link.is_inherited = true;
-        Ok(link)
-    }
-
     /// A connection that is there already.
     ///
     /// # Errors
@@ -160,32 +115,82 @@ impl Link {
         Self::of(Stream::Unix(stream), "unix".into())
     }
 
-    pub(crate) fn of(stream: Stream, peer: String) -> io::Result<Self> {
-        // A socket from elsewhere may have been set to anything.
-        stream.set_nonblocking(false)?;
-        if let Stream::Tcp(stream) = &stream {
-            options::set_tcp(stream)?;
-        }
+    /// A connected socket that was passed to the process. It is duplicated, so it can be used again
+    /// if this comes to nothing before anything was said.
+    pub(crate) fn inherited(fd: RawFd) -> Result<Self, LinkError> {
+        let socket = Socket::new(inherited(fd)?, true)?;
         Ok(Self {
-            shared: Arc::new(Shared {
-                stream,
-                is_closed: AtomicBool::new(false),
-            }),
+            carrier: Carrier::Plain(socket),
+            peer: Address::Fd(fd).to_string(),
+        })
+    }
+
+    pub(crate) fn of(stream: Stream, peer: String) -> io::Result<Self> {
+        Ok(Self {
+            carrier: Carrier::Plain(Socket::new(stream, false)?),
             peer,
-            is_inherited: false,
-            was_used: false,
         })
     }
 
     /// Ends it so that the other side does not take it for an end in order, which says that this
-    /// process is gone: a TCP connection is reset. A unix socket cannot be: it stays open as long
-    /// as the process lives, and the other side waits until its own limit has passed.
+    /// process is gone: a TCP connection is reset, and the end of one with TLS is not announced. A
+    /// plain unix socket has no such end: it stays open as long as the process lives, and the other
+    /// side waits until its own limit has passed.
     pub fn reset(mut self) {
-        self.was_used = false;
-        match &self.shared.stream {
-            // Without a reset, the next best is that nothing is said at all.
-            Stream::Tcp(stream) if options::reset(stream).is_ok() => {}
-            _ => std::mem::forget(Arc::clone(&self.shared)),
+        if self.socket().reset() {
+            return;
+        }
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.keep_open(),
+            Carrier::Tls(secured) => secured.socket().close(),
+        }
+    }
+
+    /// Speaks TLS from now on, to a server that is to have a certificate for the name in `tls`, or
+    /// else for the host of `address`, or else for "localhost". The handshake ends within the
+    /// limit of the link, or within 10 seconds if it has none.
+    ///
+    /// # Errors
+    ///
+    /// One side does not accept the other, or there is nobody who speaks TLS.
+    pub fn secured_as_client(self, tls: &Tls, address: &Address) -> Result<Self, TlsError> {
+        self.secured(|socket| Secured::client(socket, tls, address))
+    }
+
+    /// Speaks TLS from now on, to a client. The handshake ends within the limit of the link, or
+    /// within 10 seconds if it has none.
+    ///
+    /// # Errors
+    ///
+    /// One side does not accept the other, or there is nobody who speaks TLS.
+    pub fn secured_as_server(self, tls: &Tls) -> Result<Self, TlsError> {
+        self.secured(|socket| Secured::server(socket, tls))
+    }
+
+    fn secured(
+        self,
+        handshake: impl FnOnce(Socket) -> Result<Secured, TlsError>,
+    ) -> Result<Self, TlsError> {
+        let Carrier::Plain(socket) = self.carrier else {
+            return Err(TlsError::Twice);
+        };
+        Ok(Self {
+            carrier: Carrier::Tls(Box::new(handshake(socket)?)),
+            peer: self.peer,
+        })
+    }
+
+    fn socket(&self) -> &Socket {
+        match &self.carrier {
+            Carrier::Plain(socket) => socket,
+            Carrier::Tls(secured) => secured.socket(),
+        }
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket {
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket,
+            Carrier::Tls(secured) => secured.socket_mut(),
         }
     }
 
@@ -194,9 +199,15 @@ impl Link {
         &self.peer
     }
 
-    /// Whether both sides are on one host for sure.
+    /// Whether both sides are on one host for sure. Not under TLS: whoever wants that has a unix
+    /// socket lead elsewhere.
     pub fn is_local(&self) -> bool {
-        matches!(self.shared.stream, Stream::Unix(_))
+        matches!(&self.carrier, Carrier::Plain(socket) if socket.is_unix())
+    }
+
+    /// Whether nobody between the two sides can read or change anything.
+    pub fn is_secured(&self) -> bool {
+        matches!(self.carrier, Carrier::Tls(_))
     }
 
     /// How long a read or a write may wait without anything moving.
@@ -205,17 +216,27 @@ impl Link {
     ///
     /// The socket does not take it.
     pub fn set_limit(&mut self, limit: Duration) -> io::Result<()> {
-        let limit = Some(limit.max(Duration::from_millis(1)));
-        match &self.shared.stream {
-            Stream::Unix(stream) => {
-                stream.set_read_timeout(limit)?;
-                stream.set_write_timeout(limit)
-            }
-            Stream::Tcp(stream) => {
-                stream.set_read_timeout(limit)?;
-                stream.set_write_timeout(limit)
-            }
-        }
+        self.socket_mut().set_limit(limit)
+    }
+
+    /// What [`Link::set_limit`] has set.
+    pub fn limit(&self) -> Option<Duration> {
+        self.socket().limit()
+    }
+
+    /// Until when reads and writes may wait, however much moves; `None` for as long as something
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// The socket does not take it.
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        self.socket_mut().set_deadline(deadline)
+    }
+
+    /// What [`Link::set_deadline`] has set.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.socket().deadline()
     }
 
     /// Waits until there is something to read, or the end; `false` if that takes longer.
@@ -224,57 +245,43 @@ impl Link {
     ///
     /// The host does not tell.
     pub fn wait_readable(&mut self, limit: Duration) -> io::Result<bool> {
-        host::wait_readable(&[self.shared.stream.as_raw_fd()], limit).map(|ready| ready == Some(0))
+        match &mut self.carrier {
+            Carrier::Plain(socket) => wait_readable(socket, limit),
+            Carrier::Tls(secured) => secured.wait_readable(limit),
+        }
     }
 
     /// What can end it from another thread.
     ///
     /// # Errors
     ///
-    /// None now.
+    /// None at present.
     pub fn closer(&self) -> io::Result<Closer> {
-        Ok(Closer(Arc::downgrade(&self.shared)))
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        // Nobody else can go on with what was begun, and the other side is to know.
-        if self.is_inherited && self.was_used {
-            let _ = self.shared.stream.shutdown();
-        }
+        Ok(Closer(self.socket().shared()))
     }
 }
 
 impl Read for Link {
-    /// As for a socket; but an end that was made here, by a [`Closer`], is an error.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.was_used = true;
-        let read = match &self.shared.stream {
-            Stream::Unix(stream) => (&*stream).read(buffer),
-            Stream::Tcp(stream) => (&*stream).read(buffer),
-        };
-        if self.shared.is_closed.load(Ordering::Acquire) && !buffer.is_empty() {
-            return Err(io::ErrorKind::ConnectionAborted.into());
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.read(buffer),
+            Carrier::Tls(secured) => secured.read(buffer),
         }
-        read
     }
 }
 
 impl Write for Link {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.was_used = true;
-        match &self.shared.stream {
-            Stream::Unix(stream) => (&*stream).write(bytes),
-            Stream::Tcp(stream) => (&*stream).write(bytes),
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.write(bytes),
+            Carrier::Tls(secured) => secured.write(bytes),
         }
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.was_used = true;
-        match &self.shared.stream {
-            Stream::Unix(stream) => (&*stream).write_vectored(parts),
-            Stream::Tcp(stream) => (&*stream).write_vectored(parts),
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.write_vectored(parts),
+            Carrier::Tls(secured) => secured.write_vectored(parts),
         }
     }
 
@@ -285,17 +292,19 @@ impl Write for Link {
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.shared.stream {
-            Stream::Unix(stream) => stream.as_fd(),
-            Stream::Tcp(stream) => stream.as_fd(),
-        }
+        self.socket().as_fd()
     }
 }
 
 impl AsRawFd for Link {
     fn as_raw_fd(&self) -> RawFd {
-        self.shared.stream.as_raw_fd()
+        self.socket().as_raw_fd()
     }
+}
+
+/// Waits until `socket` can be read or has ended; `false` if that takes longer.
+pub(crate) fn wait_readable(socket: &Socket, limit: Duration) -> io::Result<bool> {
+    host::wait_readable(&[socket.as_raw_fd()], limit).map(|ready| ready == Some(0))
 }
 
 fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {

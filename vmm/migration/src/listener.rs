@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::host;
-use crate::link::{Link, LinkError, Stream};
+use crate::link::{Link, LinkError};
+use crate::socket::Stream;
 
 /// Where connections arrive.
 #[derive(Debug)]

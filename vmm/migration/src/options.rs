@@ -42,8 +42,3 @@ pub(crate) fn set_tcp(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&asked)?;
     socket.set_tcp_user_timeout(Some(SILENT))
 }
-
-/// Resets a connection.
-pub(crate) fn reset(stream: &TcpStream) -> io::Result<()> {
-    crate::host::disconnect(stream)
-}

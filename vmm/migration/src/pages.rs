@@ -68,7 +68,8 @@ impl PageBatch {
         self.zero_pages = 0;
     }
 
-    /// Adds `pages` pages from `first` on; `copy` is given the place for their bytes, and fills it.
+    /// Adds `pages` pages from `first` on; `copy` is given the place for their bytes, and fills
+    /// it: what is there are bytes of pages that were sent before.
     ///
     /// There may be no more of them than [`PageBatch::left`] says: a batch with more is not sent.
     pub fn push_run(&mut self, first: u64, pages: u32, zeros: Zeros, copy: impl FnOnce(&mut [u8])) {

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The first words on a connection: who is there, what for, and in which version of the protocol.
+//! The first words on a connection. They come within the limit, all together: whoever sends a byte
+//! now and then does not keep the place of a source.
+
+use std::time::Instant;
 
 use super::{Channel, ChannelError};
 use crate::frame::Kind;
@@ -7,20 +10,38 @@ use crate::message::{Hello, Message, Purpose, Session};
 use crate::{OLDEST_PROTOCOL, PROTOCOL};
 
 impl Channel {
+    /// Does `work` within the limit.
+    fn in_time<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, ChannelError>,
+    ) -> Result<T, ChannelError> {
+        let before = self.link.deadline();
+        let limit = self.link.limit();
+        let end = limit.and_then(|limit| Instant::now().checked_add(limit));
+        self.set_deadline(before.into_iter().chain(end).min())?;
+        let done = work(self);
+        self.set_deadline(before)?;
+        done
+    }
+
     /// Says who we are and what this connection is for, to the target.
     ///
     /// # Errors
     ///
     /// It is somebody else, of another version, or does not want us.
     pub fn greet(&mut self, session: &Session, purpose: Purpose) -> Result<(), ChannelError> {
-        self.send(&Message::Hello(Hello {
+        let hello = Message::Hello(Hello {
             protocol: PROTOCOL,
             oldest: OLDEST_PROTOCOL,
             brume: env!("CARGO_PKG_VERSION").into(),
             session: session.clone(),
             purpose,
-        }))?;
-        match self.receive_message()? {
+        });
+        let answer = self.in_time(|channel| {
+            channel.send(&hello)?;
+            channel.receive_message()
+        })?;
+        match answer {
             Message::Welcome { protocol, .. }
                 if (OLDEST_PROTOCOL..=PROTOCOL).contains(&protocol) =>
             {
@@ -38,7 +59,7 @@ impl Channel {
     ///
     /// It is somebody else, or of another version, which it is told.
     pub fn meet(&mut self) -> Result<Hello, ChannelError> {
-        let Message::Hello(hello) = self.receive_message()? else {
+        let Message::Hello(hello) = self.in_time(Self::receive_message)? else {
             return Err(ChannelError::OutOfTurn("another message than a greeting"));
         };
         if hello.oldest > PROTOCOL || hello.protocol < OLDEST_PROTOCOL {
@@ -61,19 +82,21 @@ impl Channel {
     ///
     /// It has gone.
     pub fn welcome(&mut self, hello: &Hello) -> Result<(), ChannelError> {
-        self.send(&Message::Welcome {
+        let welcome = Message::Welcome {
             protocol: hello.protocol.min(PROTOCOL),
             brume: env!("CARGO_PKG_VERSION").into(),
-        })?;
+        };
+        self.in_time(|channel| channel.send(&welcome))?;
         self.most_message = Kind::Message.most();
         Ok(())
     }
 
     /// Sends a source away; the error that says so here.
     pub fn refuse(&mut self, reasons: Vec<String>) -> ChannelError {
-        let refused = self.send(&Message::Refused {
+        let refusal = Message::Refused {
             reasons: reasons.clone(),
-        });
+        };
+        let refused = self.in_time(|channel| channel.send(&refusal));
         refused.map_or_else(|error| error, |_| ChannelError::Refused(reasons))
     }
 }

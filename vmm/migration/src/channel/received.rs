@@ -2,6 +2,7 @@
 //! What the frames that have come say. Every number in them is one that the other side has made up.
 
 use super::{ChannelError, DISK_ZEROS};
+use crate::compress::{Codec, Unpacker};
 use crate::frame::{Header, Kind};
 use crate::message::Message;
 use crate::pages::PagesIn;
@@ -79,6 +80,7 @@ impl Received<'_> {
 pub(super) fn understand<'a>(
     header: &Header,
     payload: &'a [u8],
+    unpacker: &'a mut Unpacker,
 ) -> Result<Received<'a>, ChannelError> {
     let Header {
         kind,
@@ -87,12 +89,15 @@ pub(super) fn understand<'a>(
         argument,
         ..
     } = *header;
-    if codec != 0 {
-        return Err(ChannelError::Malformed("pages in a form that is unknown"));
+    let codec = Codec::from_number(codec)?;
+    if codec != Codec::None && kind != Kind::Pages {
+        return Err(ChannelError::Malformed(
+            "something compressed that is no pages",
+        ));
     }
     match kind {
         Kind::Message => message(payload).map(Received::Message),
-        Kind::Pages => pages(count, payload),
+        Kind::Pages => pages(codec, count, payload, unpacker),
         Kind::State => state(count, argument, payload),
         Kind::Missing => missing(argument, payload),
         Kind::Need => {
@@ -121,12 +126,18 @@ fn message(text: &[u8]) -> Result<Message, ChannelError> {
     serde_json::from_slice(text).map_err(ChannelError::Message)
 }
 
-fn pages(count: u32, payload: &[u8]) -> Result<Received<'_>, ChannelError> {
+fn pages<'a>(
+    codec: Codec,
+    count: u32,
+    payload: &'a [u8],
+    unpacker: &'a mut Unpacker,
+) -> Result<Received<'a>, ChannelError> {
     let length = PagesIn::table_length(count)?;
     let parts = payload.split_at_checked(length);
     let (table, data) = parts.ok_or(ChannelError::Malformed(
         "a table of pages that is longer than its frame",
     ))?;
+    let data = unpacker.unpack(codec, data, PagesIn::data_length(table)?)?;
     Ok(Received::Pages(PagesIn::new(table, data)?))
 }
 

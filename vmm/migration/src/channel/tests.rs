@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use super::*;
+use crate::compress::tests::{noise, text};
 use crate::message::{Hello, Purpose, Session};
 use crate::pages::{MOST_PAGES, PAGE, Zeros};
 use crate::{Address, Listener, PROTOCOL};
@@ -143,4 +144,100 @@ fn strangers_are_told_from_sources() {
         .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
     assert!(matches!(target.meet(), Err(ChannelError::Magic)));
+}
+
+#[test]
+fn compressed_pages_come_as_they_were() {
+    for (choice, fewer) in [
+        (Choice::None, false),
+        (Choice::Lz4, true),
+        (Choice::Zstd, true),
+        (Choice::Auto, false),
+    ] {
+        let (mut source, mut target) = pair();
+        let text = text(MOST_PAGES * PAGE);
+        let noise = noise(3 * PAGE);
+        let (sent_text, sent_noise) = (text.clone(), noise.clone());
+        let sender = thread::spawn(move || {
+            source.set_compression(choice);
+            for bytes in [&sent_text, &sent_noise, &sent_text] {
+                let mut batch = PageBatch::new();
+                let pages = u32::try_from(bytes.len() / PAGE).unwrap();
+                batch.push_run(9, pages, Zeros::Told, |place| place.copy_from_slice(bytes));
+                batch.push_run(900, 1, Zeros::Told, |_| ());
+                source.send_pages(&batch).unwrap();
+            }
+            (source.compressed(), source.bytes_sent())
+        });
+        for bytes in [&text, &noise, &text] {
+            match target.receive().unwrap() {
+                Received::Pages(pages) => {
+                    let runs: Vec<_> = pages.runs().collect();
+                    let [(_, Some(come)), (zeros, None)] = runs[..] else {
+                        panic!("{runs:?}");
+                    };
+                    assert!(come == bytes && zeros.first == 900);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let ((before, after), sent) = sender.join().unwrap();
+        assert_eq!(before, 2 * text.len() as u64 + noise.len() as u64);
+        assert_eq!(sent, target.bytes_received());
+        assert_eq!(sent, after + 3 * (HEADER as u64 + 2 * 16));
+        assert!(!fewer || after < before / 2, "{choice:?}: {after}");
+    }
+}
+
+#[test]
+fn a_greeting_comes_within_the_limit_or_not_at_all() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let mut target = Channel::new(Link::from_unix(other).unwrap());
+    target.set_limit(Duration::from_millis(100)).unwrap();
+    let slow = thread::spawn(move || {
+        let mut frame = Vec::from(
+            Header {
+                kind: Kind::Message,
+                codec: 0,
+                length: 4000,
+                count: 0,
+                argument: 0,
+            }
+            .encode([&[b' '; 4000], &[]]),
+        );
+        frame.resize(HEADER + 4000, b' ');
+        for byte in frame {
+            if (&one).write_all(&[byte]).is_err() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let start = Instant::now();
+    assert!(matches!(target.meet(), Err(ChannelError::TimedOut)));
+    assert!(start.elapsed() < Duration::from_millis(600));
+    assert!(target.link.deadline().is_none());
+    drop(target);
+    slow.join().unwrap();
+}
+
+#[test]
+fn a_deadline_passes_however_much_comes() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let mut target = Channel::new(Link::from_unix(other).unwrap());
+    target.set_limit(Duration::from_secs(9)).unwrap();
+    let slow = thread::spawn(move || {
+        while (&one).write_all(b"BRMG").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    target
+        .set_deadline(Some(Instant::now() + Duration::from_millis(50)))
+        .unwrap();
+    let start = Instant::now();
+    let error = target.receive().map(|_| ());
+    assert!(matches!(error, Err(ChannelError::TimedOut)), "{error:?}");
+    assert!(start.elapsed() < Duration::from_millis(800));
+    drop(target);
+    slow.join().unwrap();
 }

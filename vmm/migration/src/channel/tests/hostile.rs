@@ -24,9 +24,13 @@ fn receiver(bytes: &[u8]) -> Channel {
 }
 
 fn frame(kind: Kind, count: u32, argument: u64, payload: &[u8]) -> Vec<u8> {
+    packed(kind, 0, count, argument, payload)
+}
+
+fn packed(kind: Kind, codec: u8, count: u32, argument: u64, payload: &[u8]) -> Vec<u8> {
     let header = Header {
         kind,
-        codec: 0,
+        codec,
         length: u32::try_from(payload.len()).unwrap(),
         count,
         argument,
@@ -78,6 +82,7 @@ fn drain(channel: &mut Channel) -> usize {
         frames += 1;
         // However long they say they are.
         assert!(channel.payload.capacity() <= (4 << 20) + STEP);
+        assert!(channel.unpacker.capacity() <= MOST_PAGES * PAGE);
     }
 }
 
@@ -137,6 +142,31 @@ proptest! {
     fn tables_of_pages_may_say_anything((count, payload) in tables(), lie in 0..20_u32) {
         let count = if lie == 0 { count + 1 } else { count };
         drain(&mut receiver(&frame(Kind::Pages, count, 0, &payload)));
+    }
+
+    #[test]
+    fn compressed_pages_may_be_anything(
+        codec in 1..4_u8,
+        pages in 0..140_u32,
+        length in 0..5 * PAGE,
+        change in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        (kind, noise) in (kinds(), any::<bool>()),
+    ) {
+        let bytes = vec![3; length];
+        let mut data = match (noise, codec) {
+            (false, 1) => lz4_flex::block::compress(&bytes),
+            (false, 2) => zstd::bulk::compress(&bytes, 1).unwrap(),
+            _ => bytes,
+        };
+        if let Some((at, byte)) = change && !data.is_empty() {
+            let at = at.index(data.len());
+            data[at] = byte;
+        }
+        let table = [&7_u64.to_le_bytes()[..], &pages.to_le_bytes(), &[0; 4]].concat();
+        let payload = [table, data].concat();
+        for kind in [Kind::Pages, kind] {
+            drain(&mut receiver(&packed(kind, codec, 1, 0, &payload)));
+        }
     }
 
     #[test]
