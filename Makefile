@@ -42,7 +42,7 @@ test-unit: deps ## Run the tests that need no /dev/kvm
 test-e2e: build guest bare ## Run the end-to-end tests
 	$(CARGO) test --locked -p brume-tests
 
-bench: build bare ## Measure; FIRECRACKER=path measures that binary beside
+bench: build bare ## Measure; FIRECRACKER, CLOUD_HYPERVISOR, QEMU=path measure those binaries beside
 	$(CARGO) run --release --locked -p brume-tests --bin bench -- $(BENCH_ARGS)
 
 schemathesis: build guest ## Send brume what schemathesis makes up from the OpenAPI document (needs PyPI)

@@ -42,7 +42,7 @@ pub use migration::{
     MigrationPatch, MigrationPhase, MigrationRequest, MigrationRole, MigrationStatus, MigrationTls,
     OnTimeout, ReceiveMigration, SendMigration,
 };
-pub use request::{Answer, Controller, Reply, Request, Section};
+pub use request::{Answer, Controller, Pending, Reply, Request, Section};
 pub use server::{Server, ServerError};
 pub use snapshot::{
     BackendType, CreateSnapshot, DriveOverride, LoadSnapshot, MemBackend, NetworkOverride,

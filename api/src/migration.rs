@@ -391,7 +391,12 @@ impl SendMigration {
 }
 
 impl ReceiveMigration {
-    fn check(&self) -> Result<(), Fault> {
+    /// Checks what can be checked before anybody listens.
+    ///
+    /// # Errors
+    ///
+    /// A value cannot be, and which.
+    pub fn validate(&self) -> Result<(), Fault> {
         check_address("listen", &self.listen)?;
         let interfaces = self.network_overrides.iter();
         check_ids("network_overrides", interfaces.map(|net| &net.iface_id))?;
@@ -495,7 +500,7 @@ pub(crate) fn parse_migration<'a>(
         }
         ("PUT", ["receive"]) => {
             let receive: ReceiveMigration = json(body)?;
-            receive.check()?;
+            receive.validate()?;
             MigrationRequest::Receive(Box::new(receive))
         }
         ("GET", []) => MigrationRequest::Get,

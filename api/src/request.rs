@@ -138,10 +138,33 @@ impl Reply {
         (Self(sender), receiver)
     }
 
+    /// The same, for who asks from within the process.
+    pub fn pending() -> (Self, Pending) {
+        let (reply, answer) = Self::new();
+        (reply, Pending(answer))
+    }
+
     /// Answers.
     pub fn send(self, result: Result<Answer, Fault>) {
         // Whoever asked may have gone.
         let _ = self.0.send(result);
+    }
+}
+
+/// An answer that is on its way.
+#[derive(Debug)]
+pub struct Pending(oneshot::Receiver<Result<Answer, Fault>>);
+
+impl Pending {
+    /// The answer, once, if it is there; nobody waits for it.
+    pub fn poll(&mut self) -> Option<Result<Answer, Fault>> {
+        match self.0.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => {
+                Some(Err(Fault::new("The machine has ended.")))
+            }
+        }
     }
 }
 
@@ -150,4 +173,20 @@ pub trait Controller: Send {
     /// Has `request` carried out and answered, and does not wait for it: the server's thread has
     /// other clients.
     fn call(&self, request: Request, reply: Reply);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_there_when_it_was_sent_or_can_come_no_more() {
+        let (reply, mut pending) = Reply::pending();
+        assert_eq!(pending.poll(), None);
+        reply.send(Ok(Answer::done()));
+        assert_eq!(pending.poll(), Some(Ok(Answer::Nothing)));
+        let (reply, mut pending) = Reply::pending();
+        drop(reply);
+        assert!(matches!(pending.poll(), Some(Err(_))));
+    }
 }

@@ -14,6 +14,7 @@ use clap_complete::Shell;
 use crate::clone::CloneArgs;
 use crate::ctl::CtlArgs;
 use crate::exit::{BAD_ARGUMENTS, STATUS_HELP};
+use crate::receive::ReceiveArgs;
 use crate::restore::RestoreArgs;
 use crate::size::MemorySize;
 use crate::snapshot::SnapshotArgs;
@@ -42,6 +43,8 @@ pub(crate) enum Invocation {
     Snapshot(Box<SnapshotArgs>),
     /// `brume restore`.
     Restore(Box<RestoreArgs>),
+    /// `brume receive`.
+    Receive(Box<ReceiveArgs>),
     /// `brume clone`.
     Clone(Box<CloneArgs>),
     /// Firecracker's flags.
@@ -83,6 +86,13 @@ enum Command {
     /// snapshot; `brume clone` does that at once.
     #[command(after_help = format!("{RESTORE_EXAMPLES}\n\n{STATUS_HELP}"))]
     Restore(RestoreArgs),
+    /// Wait for a machine that another process sends, and go on with it.
+    ///
+    /// The other side is `brume ctl migrate`. The guest goes on here where it stood still there,
+    /// with this terminal as its serial console; what its TAPs, sockets and disks are called here
+    /// can be said.
+    #[command(after_help = format!("{RECEIVE_EXAMPLES}\n\n{STATUS_HELP}"))]
+    Receive(ReceiveArgs),
     /// Start many machines from one snapshot, each a process of its own.
     ///
     /// `{}` in a name stands for the number of the clone, from 0 on; `{:03}` for the same in three
@@ -104,6 +114,7 @@ Examples:
   brume ctl --api-sock vm.sock pause
   brume ctl --api-sock vm.sock --json events
   brume ctl --api-sock vm.sock memory dirty
+  brume ctl --api-sock vm.sock migrate --to tcp:host2:4444
   brume ctl --api-sock vm.sock request PUT /mmds '{\"key\": \"value\"}'";
 
 const SNAPSHOT_EXAMPLES: &str = "\
@@ -124,6 +135,18 @@ Examples:
   brume restore --from base --net eth0=tap7 --vsock v7.sock --disk data=copy.img
   brume restore --from base --working-set base/pages     without waits for what it needs first
 
+On the console, Ctrl-A x ends the machine, Ctrl-A h lists the keys.";
+
+const RECEIVE_EXAMPLES: &str = "\
+Examples:
+  brume receive --listen unix:move.sock                      on one host, then elsewhere:
+  brume ctl --api-sock vm.sock migrate --to unix:move.sock
+  brume receive --listen tcp:0.0.0.0:4444 --api-sock vm.sock --net eth0=tap7 \\
+                --tls-ca ca.pem --tls-cert host2.pem --tls-key host2.key
+
+Disks have to be on storage that both sides reach, or be sent along (`migrate --with-disks`) into
+files of the same size that are there already. Without TLS, whoever reaches the address can send a
+machine or read this one: use it on a network that nobody else is on.
 On the console, Ctrl-A x ends the machine, Ctrl-A h lists the keys.";
 
 const CLONE_EXAMPLES: &str = "\
@@ -319,6 +342,7 @@ pub(crate) fn parse() -> Result<Invocation, ExitCode> {
         Some(Command::Rebase(args)) => Invocation::Rebase(args),
         Some(Command::Snapshot(args)) => Invocation::Snapshot(Box::new(args)),
         Some(Command::Restore(args)) => Invocation::Restore(Box::new(args)),
+        Some(Command::Receive(args)) => Invocation::Receive(Box::new(args)),
         Some(Command::Clone(args)) => Invocation::Clone(Box::new(args)),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "brume", &mut io::stdout());

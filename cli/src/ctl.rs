@@ -2,6 +2,7 @@
 //! `brume ctl`: a client of the control API for people and scripts.
 
 mod memory;
+mod migrate;
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -13,6 +14,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use self::memory::MemoryCommand;
+use self::migrate::MigrateArgs;
 use crate::exit::Failure;
 
 /// Arguments of `brume ctl`.
@@ -60,6 +62,11 @@ enum CtlCommand {
     /// Which pages of the guest's memory were written, and where they are
     #[command(subcommand)]
     Memory(MemoryCommand),
+    /// Move the machine to another process, on this host or on another one, while the guest runs
+    ///
+    /// The other process is `brume receive`. This one ends when the guest is there.
+    #[command(after_help = migrate::EXAMPLES)]
+    Migrate(Box<MigrateArgs>),
     /// Send any request: METHOD PATH [BODY]
     Request {
         /// GET, PUT, PATCH or DELETE
@@ -87,8 +94,7 @@ pub(crate) fn run(args: CtlArgs) -> Result<ExitCode, Failure> {
         client: Client::new(&socket)?,
         json: args.json,
     };
-    ctl.carry_out(args.command)?;
-    Ok(ExitCode::SUCCESS)
+    ctl.carry_out(args.command)
 }
 
 struct Ctl {
@@ -97,8 +103,8 @@ struct Ctl {
 }
 
 impl Ctl {
-    fn carry_out(&self, command: CtlCommand) -> Result<(), Failure> {
-        match command {
+    fn carry_out(&self, command: CtlCommand) -> Result<ExitCode, Failure> {
+        let done = match command {
             CtlCommand::Info => self.info(),
             CtlCommand::Config => self.print("GET", "/vm/config", None),
             CtlCommand::Start => self.action("InstanceStart"),
@@ -114,11 +120,14 @@ impl Ctl {
                 self.print("PATCH", &format!("/drives/{id}"), Some(&body))
             }
             CtlCommand::Memory(command) => self.memory(command),
+            // Not every move succeeds.
+            CtlCommand::Migrate(args) => return self.migrate(&args),
             CtlCommand::Request { method, path, body } => {
                 let reply = self.client.send(&method, &path, &body)?.success()?;
                 self.show(&reply.body)
             }
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 
     fn state(&self, state: &str) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use brume_api::config::{ConfigError, ConfigFileError};
-use brume_api::{ClientError, ServerError, with_causes};
+use brume_api::{ClientError, Fault, ServerError, with_causes};
 use brume_snapshot::{RebaseError, StateError};
 use brume_vmm::{BuildError, Ending, KvmError, LoadError, RunError, StopReason, VcpuFailure};
 use thiserror::Error;
@@ -18,7 +18,8 @@ pub(crate) const STATUS_HELP: &str = "\
 Exit status:
     0  the guest powered off or restarted, or a client of the API ended it
     1  the host failed: no memory, threads or file descriptors, KVM refused a call, or the
-       socket of the API cannot be made; or a file of a snapshot is bad or cannot be written
+       socket of the API cannot be made; or a file of a snapshot is bad or cannot be written;
+       or a machine could not be moved
     3  /dev/kvm is not there or cannot be used
     4  the guest shut down by a triple fault (0 with --no-api, as Firecracker has it)
     5  KVM failed inside, most often at an instruction it cannot emulate
@@ -80,6 +81,10 @@ pub(crate) enum Failure {
     Build(#[from] BuildError),
     #[error("the snapshot cannot be loaded")]
     Load(#[from] LoadError),
+    #[error("no machine can be received")]
+    Receive(#[source] Fault),
+    #[error("{0}")]
+    NotMoved(String),
     #[error(transparent)]
     Run(#[from] RunError),
 }
@@ -103,6 +108,8 @@ impl Failure {
             | Self::Host(_)
             | Self::Server(_)
             | Self::Load(_)
+            | Self::Receive(_)
+            | Self::NotMoved(_)
             | Self::Run(_)
             | Self::State { .. }
             | Self::Rebase(_) => HOST_FAILURE,
@@ -137,7 +144,7 @@ fn is_kvm_missing(error: &BuildError) -> bool {
 /// The exit status for a machine that came to an orderly end.
 pub(crate) fn status_of(ending: Ending, triple_fault_is_orderly: bool) -> ExitCode {
     ExitCode::from(match ending {
-        Ending::PowerOff | Ending::Reset | Ending::Stopped(StopReason::Api) => 0,
+        Ending::PowerOff | Ending::Reset | Ending::Moved | Ending::Stopped(StopReason::Api) => 0,
         Ending::Shutdown if triple_fault_is_orderly => 0,
         Ending::Shutdown => TRIPLE_FAULT,
         Ending::Stopped(StopReason::Console | StopReason::Signal(libc::SIGINT)) => INTERRUPTED,
@@ -151,6 +158,7 @@ pub(crate) fn describe(ending: Ending) -> String {
     match ending {
         Ending::PowerOff => "the guest powered off".into(),
         Ending::Reset => "the guest restarted".into(),
+        Ending::Moved => "the guest runs in another process now".into(),
         Ending::Shutdown => "the guest shut down by a triple fault".into(),
         Ending::Stopped(StopReason::Console) => "ended from the keyboard".into(),
         Ending::Stopped(StopReason::Api) => "ended by the API".into(),

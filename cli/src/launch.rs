@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use brume_api::config::Logger;
-use brume_api::{Fault, LoadSnapshot, Server};
+use brume_api::{Fault, LoadSnapshot, ReceiveMigration, Server};
 use brume_vmm::{
     BuildOptions, Description, Ending, Instance, Machine, MakeOptions, Outcome, StopReason,
 };
@@ -22,6 +22,7 @@ use crate::console::ConsoleInput;
 use crate::exit::{Failure, describe, status_of};
 use crate::log::RunningLog;
 use crate::progress::Progress;
+use crate::receive::Arrival;
 use crate::signals::Signals;
 use crate::terminal::RawMode;
 
@@ -54,15 +55,18 @@ pub(crate) enum Origin {
     Description,
     /// The files of another.
     Snapshot(Box<LoadSnapshot>),
+    /// What another process sends.
+    Receive(Box<ReceiveMigration>),
 }
 
-impl Origin {
-    fn make(self, instance: Instance) -> Result<Machine, Failure> {
-        match self {
-            Self::Description => Ok(instance.build()?),
-            Self::Snapshot(load) => Ok(instance.restore(&load)?),
-        }
-    }
+type Subscribers = Vec<Box<dyn MutEventSubscriber>>;
+
+/// What came of it.
+enum Made {
+    /// A machine, and what is to be served with it.
+    Machine(Box<Machine>, Subscribers),
+    /// It was asked to stop first.
+    Stopped(StopReason),
 }
 
 /// A machine that others may describe and start, by the control API.
@@ -117,8 +121,12 @@ impl Launch {
         let options = self.make_options(progress.clone());
         let instance = Instance::new(description, options, Box::new(|_| Ok(())))?;
         let signals = signals.serve(instance.handle());
-        let machine = origin.make(instance)?;
-        self.run_machine(machine, vec![signals], &progress)
+        match make(instance, Some(origin), vec![signals], &progress)? {
+            Made::Machine(machine, subscribers) => {
+                self.run_machine(*machine, subscribers, &progress)
+            }
+            Made::Stopped(reason) => Ok(end(Ending::Stopped(reason), self.as_firecracker)),
+        }
     }
 
     /// Serves the API, builds the machine when it is told to, and runs it to its end.
@@ -148,23 +156,13 @@ impl Launch {
             instance.api_metrics(),
         )?;
         instance.started_up(self.started.elapsed(), clock::process_cpu());
-        let mut subscribers = vec![signals.serve(instance.handle())];
+        let signals = signals.serve(instance.handle());
         let events = instance.events();
-        let machine = if let Some(origin) = remote.at_once {
-            origin.make(instance)?
-        } else {
-            let (outcome, back) = instance.wait_for_start(subscribers)?;
-            subscribers = back;
-            match outcome {
-                Outcome::Machine(machine) => *machine,
-                Outcome::Stopped(reason) => {
-                    return Ok(end(Ending::Stopped(reason), self.as_firecracker));
-                }
-                Outcome::LoadFailed(error) => {
-                    // The server's thread may still be on its way to tell the client.
-                    thread::sleep(LAST_ANSWER);
-                    return Err(error.into());
-                }
+        let made = make(instance, remote.at_once, vec![signals], &progress)?;
+        let (machine, subscribers) = match made {
+            Made::Machine(machine, subscribers) => (*machine, subscribers),
+            Made::Stopped(reason) => {
+                return Ok(end(Ending::Stopped(reason), self.as_firecracker));
             }
         };
         let status = self.run_machine(machine, subscribers, &progress);
@@ -188,7 +186,7 @@ impl Launch {
     fn run_machine(
         &self,
         machine: Machine,
-        mut subscribers: Vec<Box<dyn MutEventSubscriber>>,
+        mut subscribers: Subscribers,
         progress: &Progress,
     ) -> Result<ExitCode, Failure> {
         let announces = self.progress.is_some() && io::stderr().is_terminal();
@@ -197,6 +195,9 @@ impl Launch {
             raw = RawMode::enter().map_err(Failure::Host)?;
             let input = ConsoleInput::new(console, machine.handle(), raw.is_some());
             subscribers.push(Box::new(input.map_err(Failure::Host)?));
+        }
+        if raw.is_some() {
+            progress.in_console();
         }
         subscribers.extend(progress.ticker().map_err(Failure::Host)?);
 
@@ -209,6 +210,41 @@ impl Launch {
             announce(&describe(ending));
         }
         Ok(status)
+    }
+}
+
+/// Makes the machine of `origin`, or waits for one: that which comes from elsewhere, or which a
+/// client of the API describes or loads.
+fn make(
+    mut instance: Instance,
+    origin: Option<Origin>,
+    mut subscribers: Subscribers,
+    progress: &Progress,
+) -> Result<Made, Failure> {
+    let at_once = |machine, subscribers| Ok(Made::Machine(Box::new(machine), subscribers));
+    match origin {
+        Some(Origin::Description) => return at_once(instance.build()?, subscribers),
+        Some(Origin::Snapshot(load)) => return at_once(instance.restore(&load)?, subscribers),
+        Some(Origin::Receive(request)) => {
+            instance.receive(&request).map_err(Failure::Receive)?;
+            let controller = Box::new(instance.controller());
+            let arrival = Arrival::watch(controller, progress.clone(), &request.listen);
+            subscribers.push(Box::new(arrival.map_err(Failure::Host)?));
+        }
+        None => {}
+    }
+    let (outcome, subscribers) = instance.wait_for_start(subscribers)?;
+    if !matches!(outcome, Outcome::Machine(_)) {
+        progress.end();
+    }
+    match outcome {
+        Outcome::Machine(machine) => Ok(Made::Machine(machine, subscribers)),
+        Outcome::Stopped(reason) => Ok(Made::Stopped(reason)),
+        Outcome::LoadFailed(error) => {
+            // The server's thread may still be on its way to tell the client.
+            thread::sleep(LAST_ANSWER);
+            Err(error.into())
+        }
     }
 }
 

@@ -3,15 +3,12 @@
 //! that `brume restore` and `brume clone` share.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use brume_api::{
-    BackendType, DriveOverride, LoadSnapshot, MemBackend, NetworkOverride, SnapshotHugePages,
-    VsockOverride,
-};
+use brume_api::{BackendType, LoadSnapshot, MemBackend, SnapshotHugePages};
 use clap::Args;
 
 use crate::exit::Failure;
+use crate::overrides::{OverrideArgs, Overrides, Rename};
 
 /// The file with the state in the folder of a snapshot.
 pub(crate) const STATE_FILE: &str = "state";
@@ -33,17 +30,8 @@ pub(crate) struct LoadArgs {
     /// Unix socket of a program that answers page faults, instead of a file with the memory
     #[arg(long, value_name = "PATH", conflicts_with = "memory")]
     uffd: Option<String>,
-    /// The TAP of a network interface, if it is not to be the one that it had; may be given
-    /// several times
-    #[arg(long, value_name = "ID=TAP")]
-    net: Vec<Named>,
-    /// The unix socket of the socket device, if it is not to be the one that it had
-    #[arg(long, value_name = "PATH")]
-    vsock: Option<String>,
-    /// The file of a disk, if it is not to be the one that it had: it has to hold the same; may be
-    /// given several times
-    #[arg(long, value_name = "ID=FILE")]
-    disk: Vec<Named>,
+    #[command(flatten)]
+    overrides: OverrideArgs,
     /// Read all of the memory first, so that the guest never waits for a page
     #[arg(long)]
     prefault: bool,
@@ -73,36 +61,24 @@ impl LoadArgs {
     /// No snapshot is named, an id is there twice, or a name is refused.
     pub(crate) fn load(
         &self,
-        own: &dyn Fn(&str) -> Result<String, Failure>,
-        shared: &dyn Fn(&str) -> Result<String, Failure>,
+        own: Rename<'_>,
+        shared: Rename<'_>,
     ) -> Result<LoadSnapshot, Failure> {
-        differ("--net", &self.net)?;
-        differ("--disk", &self.disk)?;
-        let network = self.net.iter().map(|net| {
-            Ok(NetworkOverride {
-                iface_id: net.id.clone(),
-                host_dev_name: own(&net.value)?,
-            })
-        });
-        let drives = self.disk.iter().map(|disk| {
-            Ok(DriveOverride {
-                drive_id: disk.id.clone(),
-                path_on_host: shared(&disk.value)?.into(),
-            })
-        });
-        let vsock = self.vsock.as_deref().map(own).transpose()?;
+        let Overrides {
+            network,
+            vsock,
+            drives,
+        } = self.overrides.named(own, shared)?;
         Ok(LoadSnapshot {
             snapshot_path: self.state_file()?,
             mem_backend: self.mem_backend(shared)?,
             track_dirty_pages: self.track_dirty_pages,
             resume_vm: !self.paused,
-            network_overrides: network.collect::<Result<_, Failure>>()?,
-            vsock_override: vsock.map(|path| VsockOverride {
-                uds_path: path.into(),
-            }),
+            network_overrides: network,
+            vsock_override: vsock,
             clock_realtime: self.clock_realtime,
             huge_pages: self.huge_pages,
-            drive_overrides: drives.collect::<Result<_, Failure>>()?,
+            drive_overrides: drives,
             prefault: self.prefault,
             working_set_path: self.working_set.clone(),
         })
@@ -113,10 +89,7 @@ impl LoadArgs {
         from.or_else(|| self.state.clone()).ok_or_else(which)
     }
 
-    fn mem_backend(
-        &self,
-        name: &dyn Fn(&str) -> Result<String, Failure>,
-    ) -> Result<MemBackend, Failure> {
+    fn mem_backend(&self, name: Rename<'_>) -> Result<MemBackend, Failure> {
         if let Some(socket) = &self.uffd {
             return Ok(MemBackend {
                 backend_path: name(socket)?.into(),
@@ -137,38 +110,6 @@ fn which() -> Failure {
     Failure::Arguments(text.into())
 }
 
-/// What belongs to a device, as `ID=VALUE`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Named {
-    id: String,
-    value: String,
-}
-
-impl FromStr for Named {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once('=') {
-            Some((id, value)) if !id.is_empty() && !value.is_empty() => Ok(Self {
-                id: id.into(),
-                value: value.into(),
-            }),
-            _ => Err("write the id of the device, `=`, and what is to be behind it"),
-        }
-    }
-}
-
-/// Sees to it that no id is there twice.
-fn differ(flag: &str, all: &[Named]) -> Result<(), Failure> {
-    for (index, named) in all.iter().enumerate() {
-        if all.iter().skip(index + 1).any(|other| other.id == named.id) {
-            let text = format!("{flag} names `{}` twice", named.id);
-            return Err(Failure::Arguments(text));
-        }
-    }
-    Ok(())
-}
-
 fn parse_huge_pages(name: &str) -> Result<SnapshotHugePages, String> {
     match name.to_ascii_lowercase().as_str() {
         "snapshot" => Ok(SnapshotHugePages::Snapshot),
@@ -181,6 +122,7 @@ fn parse_huge_pages(name: &str) -> Result<SnapshotHugePages, String> {
 
 #[cfg(test)]
 mod tests {
+    use brume_api::{DriveOverride, NetworkOverride, VsockOverride};
     use clap::Parser;
 
     use super::*;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The `brume` program: `brume run` for people, Firecracker's flags for programs.
 
+mod amount;
 mod args;
 mod clock;
 mod clone;
@@ -12,8 +13,10 @@ mod launch;
 mod load;
 mod log;
 mod metadata;
+mod overrides;
 mod pattern;
 mod progress;
+mod receive;
 mod restore;
 mod run;
 mod signals;
@@ -22,6 +25,7 @@ mod snapshot;
 mod snapshot_files;
 mod spec;
 mod terminal;
+mod tls;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Ctl(args)) => ctl::run(*args),
         Ok(Invocation::Inspect(args)) => snapshot_files::inspect(&args),
         Ok(Invocation::Rebase(args)) => snapshot_files::rebase(&args),
+        Ok(Invocation::Receive(args)) => receive::run(&args, started),
         Ok(Invocation::Restore(args)) => restore::run(&args, started),
         Ok(Invocation::Snapshot(args)) => snapshot::run(&args),
         Ok(Invocation::Firecracker(args)) => firecracker::run(*args, started),

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -23,6 +23,8 @@ pub(crate) struct Progress(Arc<Mutex<Option<Line>>>);
 struct Line {
     text: String,
     started: Instant,
+    /// Whether keys go to the guest, and only some of them mean something to us.
+    console: bool,
 }
 
 impl Progress {
@@ -30,45 +32,62 @@ impl Progress {
     pub(crate) fn show(text: Option<String>, started: Instant) -> Self {
         let line = text
             .filter(|_| io::stderr().is_terminal())
-            .map(|text| Line { text, started });
+            .map(|text| Line {
+                text,
+                started,
+                console: false,
+            });
         Self(Arc::new(Mutex::new(line)))
     }
 
-    /// Takes the line away.
-    pub(crate) fn end(&self) {
-        if self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-            .is_some()
-        {
-            let _ = io::stderr().write_all(ERASE);
+    /// Shows another text, if the line is still there.
+    pub(crate) fn change(&self, text: String) {
+        if let Some(line) = &mut *self.lock() {
+            line.text = text;
         }
     }
 
-    fn draw(&self) -> bool {
-        let line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Line { text, started }) = &*line else {
+    /// Keys go to the guest from now on.
+    pub(crate) fn in_console(&self) {
+        if let Some(line) = &mut *self.lock() {
+            line.console = true;
+        }
+    }
+
+    /// Takes the line away; `false` if it was not there any more.
+    pub(crate) fn end(&self) -> bool {
+        let was_there = self.lock().take().is_some();
+        if was_there {
+            let _ = io::stderr().write_all(ERASE);
+        }
+        was_there
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Line>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Draws the line; `false` if it is not there any more.
+    pub(crate) fn draw(&self) -> bool {
+        let line = self.lock();
+        let Some(line) = &*line else {
             return false;
         };
-        let seconds = started.elapsed().as_secs_f32();
-        // The erase comes first, so that a shorter line leaves nothing of a longer one.
+        let seconds = line.started.elapsed().as_secs_f32();
+        let key = if line.console { "Ctrl-A x" } else { "Ctrl-C" };
+        // The erase comes first, so that a shorter line leaves nothing of a longer one. What the
+        // terminal has no room for is cut off: a second line could not be erased.
         let _ = write!(
             io::stderr(),
-            "\r\x1b[K{text} … {seconds:.1} s (Ctrl-A x ends it)"
+            "\r\x1b[K\x1b[?7l{} … {seconds:.1} s ({key} ends it)\x1b[?7h",
+            line.text
         );
         true
     }
 
     /// What redraws the line; `None` if nobody can see it.
     pub(crate) fn ticker(&self) -> io::Result<Option<Box<dyn MutEventSubscriber>>> {
-        if self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none()
-        {
+        if self.lock().is_none() {
             return Ok(None);
         }
         let mut timer = TimerFd::new()?;

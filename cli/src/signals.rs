@@ -32,6 +32,15 @@ impl Signals {
         Self::block_all(&ENDING, libc::SFD_NONBLOCK)
     }
 
+    /// The same, for [`Signals::wait`].
+    ///
+    /// # Errors
+    ///
+    /// The host gives no file descriptor for them.
+    pub(crate) fn block_to_wait() -> io::Result<Self> {
+        Self::block_all(&ENDING, 0)
+    }
+
     /// The same, and the end of a child with them, for [`Signals::wait`].
     ///
     /// # Errors

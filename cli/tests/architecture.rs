@@ -13,7 +13,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Each part, and which others it may be built on.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("brume-api", &[]),
     ("brume-boot", &[]),
     ("brume-devices", &[]),

@@ -144,18 +144,7 @@ impl Guest {
     ///
     /// The monitor has ended.
     pub(crate) fn line(&mut self, start: &str) -> io::Result<String> {
-        let stdout = self.session.monitor.stdout()?;
-        let (mut line, mut byte) = (String::new(), [0]);
-        loop {
-            stdout.read_exact(&mut byte)?;
-            match byte {
-                [b'\n'] => match line.split_once(start) {
-                    Some((_, rest)) => return Ok(rest.trim_end().to_owned()),
-                    None => line.clear(),
-                },
-                [other] => line.push(other.into()),
-            }
-        }
+        self.session.monitor.line(start)
     }
 
     /// Waits until the guest says `byte`.
@@ -178,8 +167,7 @@ impl Guest {
     ///
     /// There is none.
     pub(crate) fn ask(&mut self, command: u8, word: &str, key: &str) -> io::Result<f64> {
-        self.session.monitor.send(&[command])?;
-        let line = self.line(&format!("bare: {word} "))?;
+        let line = self.session.monitor.answer(command, word)?;
         let mut words = line.split(' ');
         let value = words.find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok());
         value.ok_or_else(|| io::Error::other(format!("no `{key}` in {word} {line}")))

@@ -4,7 +4,8 @@
 //! Every figure comes from the bare guest, which drives the devices at native speed, or from
 //! outside the process. The programs take turns, and a row is the median of several rounds, since
 //! one machine's speed changes from second to second. `FIRECRACKER` names the peer's binary; it
-//! gets the same guest, the same configuration file and the same disk and TAP.
+//! gets the same guest, the same configuration file and the same disk and TAP. `CLOUD_HYPERVISOR`
+//! and `QEMU` name peers that can move a machine.
 
 #![allow(
     clippy::print_stdout,
@@ -21,8 +22,12 @@ mod block;
 mod create;
 mod dirty;
 mod guest;
+mod migrate;
+mod mover;
 mod net;
+mod plain_copy;
 mod program;
+mod qemu;
 mod restore;
 mod session;
 mod start;
@@ -41,7 +46,10 @@ use table::Table;
 /// Memory of the machines that are written down; the last is large.
 const SIZES_MIB: [u64; 3] = [128, 1024, 8192];
 
-/// Measures brume, and Firecracker beside it if FIRECRACKER names its binary.
+/// Measures brume, and others beside it.
+///
+/// FIRECRACKER names Firecracker's binary. `CLOUD_HYPERVISOR` and QEMU name those of
+/// Cloud Hypervisor and of qemu-system-x86_64, for the rows that begin with `move`.
 #[derive(Parser)]
 struct Options {
     /// How often each figure is taken; the median counts
@@ -53,7 +61,8 @@ struct Options {
     /// Only rows whose name contains this
     #[arg(long, default_value = "")]
     only: String,
-    /// Machines of 8 GiB for snapshots, too: they need 16 GiB of disk and of memory, and time
+    /// Machines of 8 GiB for snapshots and moves, too: they need 16 GiB of disk and 20 GiB of
+    /// memory, and time
     #[arg(long)]
     large: bool,
     /// How many clones of one machine are made at once
@@ -90,6 +99,7 @@ fn run(options: &Options) -> io::Result<()> {
     create::measure(&programs, &mut table, sizes)?;
     restore::measure(&programs, &mut table, sizes, options.clones)?;
     dirty::measure(&programs, &mut table, sizes, options.ms)?;
+    migrate::measure(&programs, &mut table, sizes)?;
     table.print();
     table.write_json(&options.json)?;
     eprintln!("bench: the table is in {}", options.json.display());

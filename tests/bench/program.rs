@@ -2,14 +2,20 @@
 //! The programs that are measured, and running them on the bare guest.
 
 use std::env;
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use brume_tests::host;
+use brume_tests::{host, pty};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+/// Cloud Hypervisor in the table.
+pub(crate) const CLOUD_HYPERVISOR: &str = "cloud-hypervisor";
+/// QEMU in the table.
+pub(crate) const QEMU: &str = "qemu";
 
 /// Memory of every guest that is measured, in MiB.
 pub(crate) const MEMORY_MIB: u64 = 128;
@@ -18,6 +24,8 @@ pub(crate) const MEMORY_MIB: u64 = 128;
 pub(crate) struct Programs {
     brume: PathBuf,
     firecracker: Option<PathBuf>,
+    cloud_hypervisor: Option<PathBuf>,
+    qemu: Option<PathBuf>,
     guest: PathBuf,
     /// The bare C program, built here.
     first_byte: PathBuf,
@@ -36,11 +44,12 @@ impl Programs {
         let brume =
             env::var_os("BRUME_BIN").map_or(root.join("target/release/brume"), PathBuf::from);
         let guest = root.join("target/guest/bare.elf");
-        let firecracker = env::var_os("FIRECRACKER").map(PathBuf::from);
-        for file in [Some(&brume), Some(&guest), firecracker.as_ref()]
-            .into_iter()
-            .flatten()
-        {
+        let peer = |name| env::var_os(name).map(PathBuf::from);
+        let [firecracker, cloud_hypervisor, qemu] =
+            ["FIRECRACKER", "CLOUD_HYPERVISOR", "QEMU"].map(peer);
+        let peers = [&firecracker, &cloud_hypervisor, &qemu];
+        let files = peers.into_iter().flatten().chain([&brume, &guest]);
+        for file in files {
             if !file.is_file() {
                 let text = format!("{} is missing; run `make build bare`", file.display());
                 return Err(io::Error::new(io::ErrorKind::NotFound, text));
@@ -63,6 +72,8 @@ impl Programs {
         Ok(Self {
             brume,
             firecracker,
+            cloud_hypervisor,
+            qemu,
             guest,
             first_byte,
             folder,
@@ -82,6 +93,28 @@ impl Programs {
             names.push("firecracker");
         }
         names
+    }
+
+    /// Those that can move a machine.
+    pub(crate) fn movers(&self) -> Vec<&'static str> {
+        let peers = [
+            (CLOUD_HYPERVISOR, &self.cloud_hypervisor),
+            (QEMU, &self.qemu),
+        ];
+        let given = peers.into_iter().filter(|(_, path)| path.is_some());
+        iter::once("brume")
+            .chain(given.map(|(name, _)| name))
+            .collect()
+    }
+
+    /// QEMU's binary.
+    ///
+    /// # Errors
+    ///
+    /// None was given.
+    pub(crate) fn qemu(&self) -> io::Result<&Path> {
+        let path = self.qemu.as_deref();
+        path.ok_or_else(|| io::Error::other("QEMU names no binary"))
     }
 
     /// A command that runs the bare guest with `args` under the monitor `name`, with the parts of
@@ -126,6 +159,12 @@ impl Programs {
     ///
     /// The log cannot be made.
     pub(crate) fn api_command(&self, name: &str, socket: &Path) -> io::Result<Command> {
+        if let (CLOUD_HYPERVISOR, Some(path)) = (name, &self.cloud_hypervisor) {
+            let mut command = Command::new(path);
+            command.arg("--api-socket").arg(socket);
+            command.args(["--seccomp", "false"]);
+            return Ok(command);
+        }
         let log = self.folder().join("log");
         fs::write(&log, "")?;
         let program = match (name, &self.firecracker) {
@@ -187,7 +226,11 @@ impl Output {
 }
 
 /// A monitor at work, killed if it is given up.
-pub(crate) struct Running(Child);
+pub(crate) struct Running {
+    child: Child,
+    /// Its terminal, if it takes the guest's input from one alone.
+    terminal: Option<File>,
+}
 
 impl Running {
     /// Starts it with its output captured.
@@ -213,7 +256,22 @@ impl Running {
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        Ok(Self(command.spawn()?))
+        Ok(Self {
+            child: command.spawn()?,
+            terminal: None,
+        })
+    }
+
+    /// The same with a terminal as its input.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub(crate) fn spawn_on_terminal(command: Command) -> io::Result<Self> {
+        let (person, terminal) = pty::raw()?;
+        let mut running = Self::spawn_with(command, terminal.into())?;
+        running.terminal = Some(person);
+        Ok(running)
     }
 
     /// Types `text`.
@@ -222,7 +280,10 @@ impl Running {
     ///
     /// It was not started to be typed to, or it has ended.
     pub(crate) fn send(&mut self, text: &[u8]) -> io::Result<()> {
-        let stdin = self.0.stdin.as_mut();
+        if let Some(terminal) = &mut self.terminal {
+            return terminal.write_all(text);
+        }
+        let stdin = self.child.stdin.as_mut();
         stdin
             .ok_or_else(|| io::Error::other("there is no input"))?
             .write_all(text)
@@ -230,7 +291,7 @@ impl Running {
 
     /// Its output.
     pub(crate) fn stdout(&mut self) -> io::Result<&mut std::process::ChildStdout> {
-        self.0
+        self.child
             .stdout
             .as_mut()
             .ok_or_else(|| io::Error::other("the output is gone"))
@@ -238,7 +299,7 @@ impl Running {
 
     /// Its process id.
     pub(crate) fn id(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 
     /// Waits for its end and returns what it printed.
@@ -248,15 +309,54 @@ impl Running {
     /// It cannot be read or waited for.
     pub(crate) fn finish(mut self) -> io::Result<Output> {
         let text = io::read_to_string(self.stdout()?)?;
-        self.0.wait()?;
+        self.child.wait()?;
         Ok(Output(text))
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be waited for.
+    pub(crate) fn has_ended(&mut self) -> io::Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Reads what the guest says up to the end of a line with `start` in it; what follows it.
+    ///
+    /// # Errors
+    ///
+    /// The monitor has ended.
+    pub(crate) fn line(&mut self, start: &str) -> io::Result<String> {
+        let stdout = self.stdout()?;
+        let (mut line, mut byte) = (String::new(), [0]);
+        loop {
+            stdout.read_exact(&mut byte)?;
+            match byte {
+                [b'\n'] => match line.split_once(start) {
+                    Some((_, rest)) => return Ok(rest.trim_end().to_owned()),
+                    None => line.clear(),
+                },
+                [other] => line.push(other.into()),
+            }
+        }
+    }
+
+    /// Types `command`, and waits for the answer that begins with `word`; what follows that.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub(crate) fn answer(&mut self, command: u8, word: &str) -> io::Result<String> {
+        self.send(&[command])?;
+        self.line(&format!("bare: {word} "))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         // One that has ended is not killed, only waited for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

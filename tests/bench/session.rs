@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::program::{Programs, Running};
+use crate::program::{CLOUD_HYPERVISOR, Programs, Running};
 
 /// Until the socket is there.
 const START: Duration = Duration::from_secs(10);
@@ -38,7 +38,10 @@ impl Session {
         let _ = fs::remove_file(&socket);
         let command = programs.api_command(monitor, &socket)?;
         let begun = Instant::now();
-        let monitor = Running::spawn_typed(command)?;
+        let monitor = match monitor {
+            CLOUD_HYPERVISOR => Running::spawn_on_terminal(command)?,
+            _ => Running::spawn_typed(command)?,
+        };
         let stream = loop {
             match UnixStream::connect(&socket) {
                 Ok(stream) => break stream,
@@ -63,20 +66,38 @@ impl Session {
     ///
     /// There is no answer, or the request is refused: then the kind is
     /// [`io::ErrorKind::InvalidInput`].
-    pub(crate) fn send(
-        &mut self,
-        (method, path, body): (&str, &str, String),
-    ) -> io::Result<String> {
+    pub(crate) fn send(&mut self, request: (&str, &str, String)) -> io::Result<String> {
+        let (method, path, _) = request;
+        let name = format!("{method} {path}");
+        self.begin(request)?;
+        self.answer(&name)
+    }
+
+    /// Sends a request that is answered when what it asks for is done; then comes
+    /// [`Session::answer`].
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub(crate) fn begin(&mut self, (method, path, body): (&str, &str, String)) -> io::Result<()> {
         let len = body.len();
         let text = format!("{method} {path} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n{body}");
-        self.stream.write_all(text.as_bytes())?;
+        self.stream.write_all(text.as_bytes())
+    }
+
+    /// Waits for the answer to a request called `name`; its body.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::send`].
+    pub(crate) fn answer(&mut self, name: &str) -> io::Result<String> {
         let mut answer = Vec::new();
         let mut whole = None;
         let mut chunk = [0; 64 * 1024];
         while whole.is_none_or(|whole| answer.len() < whole) {
             let count = self.stream.read(&mut chunk)?;
             if count == 0 {
-                return Err(io::Error::other(format!("{method} {path}: no answer")));
+                return Err(io::Error::other(format!("{name}: no answer")));
             }
             answer.extend_from_slice(&chunk[..count]);
             whole = whole.or_else(|| length(&answer));
@@ -86,7 +107,7 @@ impl Session {
         if head.starts_with("HTTP/1.1 20") {
             return Ok(body.to_owned());
         }
-        let text = format!("{method} {path}: {head}\n{body}");
+        let text = format!("{name}: {head}\n{body}");
         Err(io::Error::new(io::ErrorKind::InvalidInput, text))
     }
 }

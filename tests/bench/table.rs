@@ -7,6 +7,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::program::{CLOUD_HYPERVISOR, QEMU};
+
 /// Whether more is better.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,7 +71,7 @@ pub(crate) struct Table {
 }
 
 /// The programs that can stand beside brume.
-const OTHERS: [&str; 2] = ["firecracker", "bare C"];
+const OTHERS: [&str; 4] = ["firecracker", "bare C", CLOUD_HYPERVISOR, QEMU];
 
 impl Table {
     /// An empty table; figures are taken `rounds` times, and only those whose name has `only`.
@@ -149,21 +151,24 @@ impl Table {
             .filter(|name| self.rows.iter().any(|r| r.of(name).is_some()))
             .collect();
         let mut out = io::stdout().lock();
-        let mut header = format!("{:48} {:>7} {:>12}", "", "unit", "brume");
+        let names = self.rows.iter().map(|row| row.head.name.len());
+        let width = names.max().unwrap_or(0).max(48);
+        let mut header = format!("{:width$} {:>7} {:>12}", "", "unit", "brume");
         for other in &others {
-            header += &format!(" {other:>12} {:>7}", "ratio");
+            header += &format!(" {other:>16} {:>7}", "ratio");
         }
         // A reader that has gone needs no table.
         let _ = writeln!(out, "{header}  better");
         for row in &self.rows {
             let mut line = format!(
-                "{:48} {:>7} {}",
+                "{:width$} {:>7} {}",
                 row.head.name,
                 row.head.unit,
                 figure(row.of("brume"))
             );
             for other in &others {
-                line += &format!(" {} {}", figure(row.of(other)), ratio(row.ratio(other)));
+                let (figure, ratio) = (figure(row.of(other)), ratio(row.ratio(other)));
+                line += &format!(" {figure:>16} {ratio}");
             }
             let better = match row.head.better {
                 Better::Higher => "more",

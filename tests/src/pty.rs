@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -14,6 +14,64 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use crate::vm::die_with_us;
+
+/// A new terminal: the side of a person and that of a program. Neither is inherited by programs.
+///
+/// # Errors
+///
+/// There are no more.
+fn open() -> io::Result<(File, OwnedFd)> {
+    let (mut person, mut terminal) = (0, 0);
+    let null = std::ptr::null_mut();
+    // SAFETY: the first two are places for descriptors, the rest is not wanted.
+    let made = unsafe {
+        libc::openpty(
+            &raw mut person,
+            &raw mut terminal,
+            null,
+            null.cast(),
+            null.cast(),
+        )
+    };
+    if made != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else has it.
+    let person = unsafe { File::from_raw_fd(person) };
+    // SAFETY: the descriptor is new and nobody else has it.
+    let terminal = unsafe { OwnedFd::from_raw_fd(terminal) };
+    for fd in [person.as_raw_fd(), terminal.as_raw_fd()] {
+        // SAFETY: it takes no pointer.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok((person, terminal))
+}
+
+/// The same, on which every byte passes at once and as it is.
+///
+/// # Errors
+///
+/// There are no more.
+pub fn raw() -> io::Result<(File, OwnedFd)> {
+    let (person, terminal) = open()?;
+    let mut attributes = MaybeUninit::<libc::termios>::uninit();
+    // SAFETY: the pointer is to a place for a `termios`.
+    let got = unsafe { libc::tcgetattr(terminal.as_raw_fd(), attributes.as_mut_ptr()) };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it has been filled in, as the result says.
+    let mut attributes = unsafe { attributes.assume_init() };
+    // SAFETY: the pointer is to a `termios`.
+    unsafe { libc::cfmakeraw(&raw mut attributes) };
+    // SAFETY: as above.
+    let set =
+        unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const attributes) };
+    match set {
+        0 => Ok((person, terminal)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
 
 /// A program on a terminal, killed when this is dropped.
 pub struct OnTerminal {
@@ -32,27 +90,7 @@ impl OnTerminal {
     ///
     /// It cannot be started.
     pub fn spawn(mut command: Command) -> Self {
-        let (mut person, mut terminal) = (0, 0);
-        let null = std::ptr::null_mut();
-        // SAFETY: the first two are places for descriptors, the rest is not wanted.
-        let made = unsafe {
-            libc::openpty(
-                &raw mut person,
-                &raw mut terminal,
-                null,
-                null.cast(),
-                null.cast(),
-            )
-        };
-        assert_eq!(made, 0, "a terminal cannot be made");
-        // SAFETY: the descriptor is new and nobody else has it.
-        let person = unsafe { File::from_raw_fd(person) };
-        // SAFETY: the descriptor is new and nobody else has it.
-        let terminal = unsafe { OwnedFd::from_raw_fd(terminal) };
-        for fd in [person.as_raw_fd(), terminal.as_raw_fd()] {
-            // SAFETY: it takes no pointer.
-            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-        }
+        let (person, terminal) = open().expect("a terminal");
         // SAFETY: it takes no pointer.
         unsafe { libc::fcntl(person.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
         let side = || terminal.try_clone().expect("a descriptor");

@@ -123,6 +123,11 @@ pub trait VirtioDevice: Send {
         Value::Null
     }
 
+    /// Leaves out the features that are not in `offered`, and the queues that go with them, if the
+    /// device can do without. Called before [`VirtioDevice::restore`] with what the device that was
+    /// saved had offered, so that one that has learnt more since then goes on as it was.
+    fn limit_features(&mut self, _offered: u64) {}
+
     /// Takes on what [`VirtioDevice::save`] of a device with the same configuration has returned.
     /// Called before the device is started for the first time. The state is not trusted.
     ///

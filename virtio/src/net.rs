@@ -12,10 +12,15 @@
 //! end. One worker thread (see [`crate::Worker`]) serves both directions, a bounded number of
 //! frames of the one and then of the other, so that neither starves.
 //!
+//! A third queue takes commands of the driver (control_queue.rs). After a move of the machine the
+//! device makes itself known in the new place (announce.rs).
+//!
 //! With a metadata service on the interface, frames for it leave the way to the TAP, and its
 //! answers come before what the TAP has.
 
+mod announce;
 mod bridge;
+mod control_queue;
 mod counters;
 mod features;
 mod interface;
@@ -45,14 +50,18 @@ pub use bridge::{BridgeError, join_bridge};
 pub use counters::{NetCounters, NetCounts};
 pub use tap::{Tap, TapError};
 
+use announce::{Announcer, Presence};
+use control_queue::ControlQueue;
 use metadata::Metadata;
 use rx::Rx;
 use tx::Tx;
 
 /// The device ID of a network card.
 const DEVICE_TYPE: u32 = 1;
-/// Queue 0 receives, queue 1 transmits.
-const QUEUE_SIZES: [u16; 2] = [256; 2];
+/// Queue 0 receives, queue 1 transmits, queue 2 is for commands.
+const QUEUE_SIZES: [u16; 3] = [256; 3];
+/// As many as there are without the features of [`features::ANNOUNCING`].
+const DATA_QUEUES: usize = 2;
 /// Frames of one direction that are handled before the other has its turn.
 const BATCH: usize = 64;
 
@@ -97,9 +106,17 @@ pub struct NetControl {
     rx: Arc<Limiter>,
     tx: Arc<Limiter>,
     counters: Arc<NetCounters>,
+    announcer: Arc<Announcer>,
 }
 
 impl NetControl {
+    /// Makes the guest known to the network, to be called when its machine goes on in another
+    /// place: frames in its name go out at once and after 50, 200, 450 and 800 ms, and its driver is
+    /// asked to announce itself if it can. Both begin when the device runs, if it does not yet.
+    pub fn announce(&self) {
+        self.announcer.start();
+    }
+
     /// Changes the limits on what the guest receives and on what it sends.
     pub fn limit(&self, rx: LimiterUpdate, tx: LimiterUpdate) {
         self.rx.update(rx);
@@ -142,6 +159,9 @@ struct NetState {
     rx_limiter: LimiterState,
     /// The limits on what the guest sends.
     tx_limiter: LimiterState,
+    /// What is known of the guest on its network; older states have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    presence: Option<Presence>,
 }
 
 /// A network device.
@@ -151,6 +171,8 @@ pub struct Net {
     control: NetControl,
     /// While the device is stopped.
     metadata: Option<Metadata>,
+    /// Whether it has [`features::ANNOUNCING`], and the queue that goes with it.
+    announcing: bool,
     worker: Option<Worker<NetBackend>>,
 }
 
@@ -169,12 +191,16 @@ impl Net {
             rx: limiter(config.rx_limits).map_err(NetError::Events)?,
             tx: limiter(config.tx_limits).map_err(NetError::Events)?,
             counters: Arc::default(),
+            announcer: Announcer::new(config.mac)
+                .map(Arc::new)
+                .map_err(NetError::Events)?,
         };
         Ok(Self {
             config,
             tap: Arc::new(tap),
             control,
             metadata: None,
+            announcing: true,
             worker: None,
         })
     }
@@ -197,10 +223,16 @@ impl Net {
     /// `struct virtio_net_config` (section 5.1.4), up to the MTU.
     fn config_space(&self) -> [u8; 12] {
         const LINK_UP: u16 = 1;
+        const ANNOUNCE: u16 = 2;
         const QUEUE_PAIRS: u16 = 1;
         let mut space = [0; 12];
         let mac = self.config.mac.unwrap_or_default();
-        let words = [LINK_UP, QUEUE_PAIRS, self.config.mtu.unwrap_or(0)];
+        let status = if self.control.announcer.is_asked() {
+            LINK_UP | ANNOUNCE
+        } else {
+            LINK_UP
+        };
+        let words = [status, QUEUE_PAIRS, self.config.mtu.unwrap_or(0)];
         let bytes = mac
             .into_iter()
             .chain(words.into_iter().flat_map(u16::to_le_bytes));
@@ -224,11 +256,19 @@ impl VirtioDevice for Net {
         if self.config.mtu.is_some() {
             offered |= features::MTU;
         }
+        if self.announcing {
+            offered |= features::ANNOUNCING;
+        }
         offered
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        let count = if self.announcing {
+            QUEUE_SIZES.len()
+        } else {
+            DATA_QUEUES
+        };
+        QUEUE_SIZES.get(..count).unwrap_or(&QUEUE_SIZES)
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -242,9 +282,12 @@ impl VirtioDevice for Net {
             queues,
             signals,
         } = context;
-        let Ok([Some(rx), Some(tx)]) = <[_; 2]>::try_from(queues) else {
+        let count = queues.len();
+        let mut queues = queues.into_iter();
+        let (Some(Some(rx)), Some(Some(tx))) = (queues.next(), queues.next()) else {
             return Err(NetStartError::Queues.into());
         };
+        let commands = queues.next().flatten();
         self.tap
             .set_offloads(features::tap_offloads(features))
             .map_err(|source| NetStartError::Offloads {
@@ -257,10 +300,17 @@ impl VirtioDevice for Net {
             counters: self.control.counters.clone(),
             limiter: limiter.clone(),
         };
+        let announcer = self.control.announcer.clone();
+        let kicks = [&rx, &tx].into_iter().chain(&commands);
         let backend = NetBackend {
-            kicks: [rx.kick, tx.kick],
+            kicks: kicks.map(|started| started.kick.clone()).collect(),
             rx: Rx::new(rx.queue, &memory, mergeable, ends(&self.control.rx)),
-            tx: Tx::new(tx.queue, &memory, ends(&self.control.tx)),
+            tx: Tx::new(tx.queue, &memory, ends(&self.control.tx), announcer.clone()),
+            commands: commands
+                .map(|started| ControlQueue::new(started.queue, &memory, announcer.clone())),
+            announcer,
+            can_announce: features & features::GUEST_ANNOUNCE != 0,
+            queues: count,
             tap: self.tap.clone(),
             metadata: self.metadata.take(),
             limiters: [self.control.rx.clone(), self.control.tx.clone()],
@@ -277,20 +327,30 @@ impl VirtioDevice for Net {
             return Vec::new();
         };
         self.metadata = metadata;
-        queues.map(Some).to_vec()
+        queues
+    }
+
+    fn reset(&mut self) {
+        self.control.announcer.forget();
+    }
+
+    fn limit_features(&mut self, offered: u64) {
+        self.announcing &= offered & features::ANNOUNCING == features::ANNOUNCING;
     }
 
     fn save(&self) -> Value {
         saved(&NetState {
             rx_limiter: self.control.rx.save(),
             tx_limiter: self.control.tx.save(),
+            presence: self.control.announcer.save(),
         })
     }
 
     fn restore(&mut self, state: Value, _context: RestoreContext) -> Result<(), StateError> {
         let state: NetState = serde_json::from_value(state)?;
         self.control.rx.restore(&state.rx_limiter)?;
-        self.control.tx.restore(&state.tx_limiter)
+        self.control.tx.restore(&state.tx_limiter)?;
+        self.control.announcer.restore(state.presence)
     }
 }
 
@@ -307,25 +367,36 @@ struct Ends {
     limiter: Arc<Limiter>,
 }
 
-/// Both directions, on the worker's thread.
+/// All queues, on the worker's thread.
 struct NetBackend {
     rx: Rx,
     tx: Tx,
+    commands: Option<ControlQueue>,
+    announcer: Arc<Announcer>,
+    /// Whether the driver can be asked to announce itself.
+    can_announce: bool,
+    /// How many queues there are, with those that are not in use.
+    queues: usize,
     tap: Arc<Tap>,
     metadata: Option<Metadata>,
-    kicks: [Arc<EventFd>; 2],
+    kicks: Vec<Arc<EventFd>>,
     limiters: [Arc<Limiter>; 2],
     signals: DeviceSignals,
 }
 
 impl Backend for NetBackend {
-    type State = ([QueueState; 2], Option<Metadata>);
+    type State = (Vec<Option<QueueState>>, Option<Metadata>);
 
     fn process(&mut self) -> Result<bool, StartError> {
         let served = self.metadata.as_mut().is_some_and(Metadata::advance);
         let received = self.rx.process(&self.signals, self.metadata.as_mut())?;
         let sent = self.tx.process(&self.signals, self.metadata.as_mut())?;
-        Ok(served || received || sent)
+        let answered = match &mut self.commands {
+            Some(commands) => commands.process(&self.signals)?,
+            None => false,
+        };
+        let announced = self.announce();
+        Ok(served || received || sent || answered || announced)
     }
 
     fn arm(&mut self) -> Result<bool, StartError> {
@@ -335,12 +406,19 @@ impl Backend for NetBackend {
             Some(service) => service.arm()?,
             None => false,
         };
-        Ok(receive || send || serve)
+        let answer = match &mut self.commands {
+            Some(commands) => commands.arm()?,
+            None => false,
+        };
+        Ok(receive || send || serve || answer)
     }
 
     fn disarm(&mut self) -> Result<(), StartError> {
         self.rx.disarm()?;
         self.tx.disarm()?;
+        if let Some(commands) = &mut self.commands {
+            commands.disarm()?;
+        }
         Ok(())
     }
 
@@ -349,11 +427,25 @@ impl Backend for NetBackend {
         let limiters = self.limiters.iter().map(AsRawFd::as_raw_fd);
         let timer = self.metadata.as_ref().map(AsRawFd::as_raw_fd);
         let tap = self.tap.as_raw_fd();
-        kicks.chain(limiters).chain(timer).chain([tap]).collect()
+        let others = [tap, self.announcer.as_raw_fd()];
+        kicks.chain(limiters).chain(timer).chain(others).collect()
     }
 
     fn finish(self) -> Self::State {
-        ([self.rx.finish(), self.tx.finish()], self.metadata)
+        let commands = self.commands.map(ControlQueue::finish);
+        let mut queues = vec![Some(self.rx.finish()), Some(self.tx.finish()), commands];
+        queues.truncate(self.queues);
+        (queues, self.metadata)
+    }
+}
+
+impl NetBackend {
+    /// Does what is due of an announcement; whether there was anything.
+    fn announce(&self) -> bool {
+        if self.can_announce && self.announcer.takes_request() {
+            self.signals.config_changed();
+        }
+        self.announcer.advance(&self.tap)
     }
 }
 

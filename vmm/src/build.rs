@@ -200,8 +200,8 @@ fn make_vcpus(
     for index in 0..plan.vcpus {
         let vcpu = vm.create_vcpu(index)?;
         let cpuid = set_up(&vcpu, index, &plan, (index == 0).then_some(registers))?;
-        let handle =
-            VcpuHandle::spawn(index, vcpu, vm.known(cpuid), buses.clone(), sender.clone())?;
+        let known = vm.known(&vcpu, cpuid);
+        let handle = VcpuHandle::spawn(index, vcpu, known, buses.clone(), sender.clone())?;
         vcpus.push(handle);
     }
     Ok(vcpus)

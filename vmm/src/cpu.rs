@@ -13,10 +13,11 @@ mod template;
 mod thread;
 
 pub(crate) use counters::VcpuCounts;
+pub(crate) use cpuid::missing_features;
 pub use report::{FailureReport, VcpuFailure};
 pub(crate) use setup::{CpuPlan, set_up};
 pub use state::VcpuRestoreError;
-pub(crate) use state::{Known, VcpuState};
+pub(crate) use state::{Known, VcpuState, tsc_rates_fit};
 pub use template::CpuError;
 pub(crate) use template::{change_cpuid, check_capabilities};
 pub(crate) use thread::{VcpuBuses, VcpuEnd, VcpuHandle, VcpuOutcome};

@@ -225,6 +225,11 @@ impl DirtyTracker {
         self.vm.clear_dirty_log(region.slot, first, pages, part)
     }
 
+    /// What `reader`'s journal has, without what the sources have.
+    pub(crate) fn journaled(&self, reader: Reader) -> Option<&PageSet> {
+        self.journals.get(reader as usize)?.as_ref()
+    }
+
     /// Takes the pages of `words` out of `reader`'s journal.
     pub(crate) fn take_words(&mut self, reader: Reader, words: Range<usize>) -> Vec<u64> {
         let journal = self.journal(reader).as_mut();

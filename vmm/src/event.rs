@@ -14,6 +14,7 @@ use crate::cpu::VcpuEnd;
 use crate::instance::ApiCall;
 use crate::lifecycle::{IllegalTransition, VmState};
 use crate::machine::{Pass, PauseError, PreCopied};
+use crate::migration::{IncomingEvent, SourceEvent};
 
 /// Why a machine was told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,12 @@ pub(crate) enum Event {
     Copied(Box<Pass>),
     /// A snapshot that was written while the machine ran is on the disk, or is not.
     Saved(Box<PreCopied>),
+    /// It is time to slow the vCPUs again.
+    NapDue,
+    /// What the thread wants that moves the machine away.
+    Migration(SourceEvent),
+    /// What the thread wants that receives a machine.
+    Incoming(IncomingEvent),
     /// The program that serves the guest's memory has ended.
     MemoryHandlerGone,
 }

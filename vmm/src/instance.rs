@@ -8,14 +8,17 @@
 //!                                                                   after it: Machine
 //! ```
 
+mod receive;
+
 use std::fs::File;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use brume_api::config::VmConfig;
 use brume_api::{
     Answer, ApiMetrics, Controller, EventHub, Fault, InstanceInfo, LoadSnapshot, MachineEvent,
-    Reply, Request as ApiRequest, Section, VersionInfo,
+    MigrationRequest, Reply, Request as ApiRequest, Section, VersionInfo,
 };
 use brume_mmds::SharedMmds;
 use brume_virtio::net::Tap;
@@ -30,6 +33,7 @@ use crate::event::{
 use crate::lifecycle::VmState;
 use crate::machine::{Machine, MachineParts, RunError, WakeUp};
 use crate::metrics::{self, Counts};
+use crate::migration::{Control, Incoming, IncomingEvent, Progress, Reception, awaiting};
 use crate::mmds;
 use crate::snapshot::LoadError;
 use crate::telemetry::{SharedState, Telemetry};
@@ -64,6 +68,7 @@ pub struct ApiController {
     sender: EventSender,
     id: String,
     state: SharedState,
+    migration: Progress,
 }
 
 impl Controller for ApiController {
@@ -71,6 +76,9 @@ impl Controller for ApiController {
         match request {
             ApiRequest::GetInstance => reply.send(instance(&self.id, self.state.get())),
             ApiRequest::GetVersion => reply.send(version()),
+            ApiRequest::Migration(MigrationRequest::Get) => {
+                reply.send(Answer::json(&self.migration.get()));
+            }
             request => {
                 let call = ApiCall { request, reply };
                 self.sender.send(Event::Request(Request::Api(call)));
@@ -181,6 +189,10 @@ pub struct Instance {
     set_logger: SetLogger,
     /// Whether clients have begun to describe a machine.
     described: bool,
+    /// A machine that is awaited from another process.
+    incoming: Option<Incoming>,
+    /// The thread that waits for it.
+    reception: Option<JoinHandle<()>>,
 }
 
 impl Instance {
@@ -205,6 +217,8 @@ impl Instance {
             options,
             set_logger,
             described: false,
+            incoming: None,
+            reception: None,
         })
     }
 
@@ -219,6 +233,7 @@ impl Instance {
             sender: self.sender.clone(),
             id: self.description.id.clone(),
             state: self.telemetry.state.clone(),
+            migration: self.telemetry.migration.clone(),
         }
     }
 
@@ -285,7 +300,10 @@ impl Instance {
             .collect();
         let outcome = match next {
             Next::Built(parts) => Outcome::Machine(Box::new(self.into_machine(*parts))),
-            Next::Stop(reason) => Outcome::Stopped(reason),
+            Next::Stop(reason) => {
+                self.end_reception();
+                Outcome::Stopped(reason)
+            }
             Next::LoadFailed(error) => Outcome::LoadFailed(error),
         };
         Ok((outcome, subscribers))
@@ -298,8 +316,10 @@ impl Instance {
 
     /// Takes one thing from the queue; `Some` ends the wait.
     fn take(&mut self, event: Event) -> Option<Next> {
-        let Event::Request(request) = event else {
-            return None;
+        let request = match event {
+            Event::Request(request) => request,
+            Event::Incoming(event) => return self.arrival(event),
+            _ => return None,
         };
         match request {
             Request::Stop(reason) => return Some(Next::Stop(reason)),
@@ -320,10 +340,18 @@ impl Instance {
     }
 
     fn call(&mut self, request: ApiRequest, next: &mut Option<Next>) -> Result<Answer, Fault> {
+        if let ApiRequest::Migration(request) = request {
+            return self.migration_call(request);
+        }
         if let Some(answer) = self.description.answer(&request, VmState::NotStarted) {
             return answer;
         }
         match request {
+            ApiRequest::Configure(_) | ApiRequest::Start | ApiRequest::LoadSnapshot(_)
+                if self.incoming.is_some() =>
+            {
+                Err(awaiting())
+            }
             ApiRequest::Configure(section) => self.configure(*section),
             ApiRequest::GetMetrics => Ok(Answer::Metrics(metrics::text(&self.counts()))),
             ApiRequest::Start => {

@@ -182,10 +182,11 @@ impl Vm {
     }
 
     /// What is to be known to save a vCPU that answers `cpuid`.
-    pub(crate) fn known(&self, cpuid: CpuId) -> Known {
+    pub(crate) fn known(&self, vcpu: &VcpuFd, cpuid: CpuId) -> Known {
         Known {
             msrs: self.msrs.clone(),
             cpuid,
+            tsc_khz: vcpu.get_tsc_khz().ok(),
         }
     }
 

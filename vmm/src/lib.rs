@@ -23,6 +23,7 @@ mod lifecycle;
 mod machine;
 mod memory;
 mod metrics;
+mod migration;
 mod mmds;
 mod page_set;
 mod serial;

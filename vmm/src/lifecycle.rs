@@ -3,9 +3,10 @@
 //!
 //! ```text
 //! NotStarted --Start--> Running --Pause--> Paused --Resume--> Running
-//!      |    \              |                 ^  |
-//!      |     +---Restore---|-----------------+  |
-//!      +-------Stop--------+------Stop----------+--> Stopped
+//!      |    \              |               ^  ^  | \
+//!      |     +---Restore---|---------------+  |  |  +--Depart--> MigratingOut
+//!      |                   |                  +--|-----Return--------+  |
+//!      +-------Stop--------+------Stop-----------+--------Stop----------+--> Stopped
 //! ```
 
 use thiserror::Error;
@@ -19,6 +20,8 @@ pub enum VmState {
     Running,
     /// vCPUs are held between two instructions, devices are stopped with their queues handed back.
     Paused,
+    /// As paused, and on its way to another process, which may run it from some moment on.
+    MigratingOut,
     /// Over. No vCPU or device runs, and none will.
     Stopped,
 }
@@ -34,6 +37,10 @@ pub enum VmEvent {
     Pause,
     /// The end of a pause.
     Resume,
+    /// The state is given to another process.
+    Depart,
+    /// The other process does not take it.
+    Return,
     /// The end, by the guest, by request or by a failure.
     Stop,
 }
@@ -54,7 +61,8 @@ impl VmState {
         match self {
             Self::NotStarted => "Not started",
             Self::Running => "Running",
-            Self::Paused => "Paused",
+            // In the words of Firecracker, which has no others for it.
+            Self::Paused | Self::MigratingOut => "Paused",
             Self::Stopped => "Stopped",
         }
     }
@@ -69,10 +77,14 @@ impl VmState {
             (Self::NotStarted, VmEvent::Start) | (Self::Paused, VmEvent::Resume) => {
                 Ok(Self::Running)
             }
-            (Self::Running, VmEvent::Pause) | (Self::NotStarted, VmEvent::Restore) => {
-                Ok(Self::Paused)
-            }
-            (Self::NotStarted | Self::Running | Self::Paused, VmEvent::Stop) => Ok(Self::Stopped),
+            (Self::Running, VmEvent::Pause)
+            | (Self::NotStarted, VmEvent::Restore)
+            | (Self::MigratingOut, VmEvent::Return) => Ok(Self::Paused),
+            (Self::Paused, VmEvent::Depart) => Ok(Self::MigratingOut),
+            (
+                Self::NotStarted | Self::Running | Self::Paused | Self::MigratingOut,
+                VmEvent::Stop,
+            ) => Ok(Self::Stopped),
             (state, event) => Err(IllegalTransition { state, event }),
         }
     }
@@ -86,17 +98,27 @@ mod tests {
 
     #[test]
     fn every_state_by_every_event() {
+        let none = [None; 7];
+        let row = |changes: &[(usize, VmState)]| {
+            let mut row = none;
+            for (event, state) in changes {
+                row[*event] = Some(*state);
+            }
+            row
+        };
+        let events = [Start, Restore, Pause, Resume, Depart, Return, Stop];
         let table = [
+            (NotStarted, row(&[(0, Running), (1, Paused), (6, Stopped)])),
+            (Running, row(&[(2, Paused), (6, Stopped)])),
             (
-                NotStarted,
-                [Some(Running), Some(Paused), None, None, Some(Stopped)],
+                Paused,
+                row(&[(3, Running), (4, MigratingOut), (6, Stopped)]),
             ),
-            (Running, [None, None, Some(Paused), None, Some(Stopped)]),
-            (Paused, [None, None, None, Some(Running), Some(Stopped)]),
-            (Stopped, [None, None, None, None, None]),
+            (MigratingOut, row(&[(5, Paused), (6, Stopped)])),
+            (Stopped, none),
         ];
         for (state, row) in table {
-            for (event, expected) in [Start, Restore, Pause, Resume, Stop].into_iter().zip(row) {
+            for (event, expected) in events.into_iter().zip(row) {
                 let expected = expected.ok_or(IllegalTransition { state, event });
                 assert_eq!(state.next(event), expected, "{state:?} by {event:?}");
             }

@@ -7,10 +7,12 @@
 
 mod handler;
 mod memory;
+mod migrate;
 mod pre_copy;
 mod snapshot;
+mod throttle;
 
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +57,8 @@ pub enum Ending {
     Shutdown,
     /// It was asked to stop from outside.
     Stopped(StopReason),
+    /// It runs in another process now.
+    Moved,
 }
 
 /// A machine that came to a bad end.
@@ -87,6 +91,8 @@ pub(crate) enum Start {
         queues: Vec<RunningQueues>,
         /// Whether it goes on at once.
         resume: bool,
+        /// Who is to be told that it goes on, if it comes from another process.
+        arrived: Option<Sender<()>>,
     },
 }
 
@@ -122,6 +128,9 @@ pub struct Machine {
     rate: Option<memory::RateWindow>,
     /// Whether a snapshot is being written while the machine runs.
     saving: bool,
+    /// Whether it moves to another process.
+    moving: Option<migrate::Moving>,
+    throttle: throttle::Throttle,
 }
 
 impl Machine {
@@ -152,6 +161,8 @@ impl Machine {
             begin: parts.start,
             rate: None,
             saving: false,
+            moving: None,
+            throttle: throttle::Throttle::default(),
         }
     }
 
@@ -219,13 +230,23 @@ impl Machine {
                     self.vcpus.iter().for_each(VcpuHandle::proceed);
                 }
             }
-            Start::Restored { queues, resume } => {
+            Start::Restored {
+                queues,
+                resume,
+                arrived,
+            } => {
                 if let Ok(next) = self.state.next(VmEvent::Restore) {
                     self.paused = queues;
                     self.enter(next);
                 }
                 if resume {
                     let _ = self.resume();
+                }
+                if let Some(arrived) = arrived {
+                    let _ = arrived.send(());
+                    // Switches still send the guest's frames to where it was.
+                    let interfaces = &self.controls.interfaces;
+                    interfaces.iter().for_each(|(_, net)| net.announce());
                 }
             }
         }
@@ -325,6 +346,7 @@ impl Machine {
         let Ok(next) = self.state.next(VmEvent::Stop) else {
             return;
         };
+        self.call_off_move();
         self.write_metrics();
         self.tear_down();
         self.enter(next);
@@ -350,6 +372,10 @@ impl Machine {
             Event::RateDue => self.end_rate(),
             Event::Copied(pass) => self.copied(*pass),
             Event::Saved(saved) => self.saved(*saved),
+            Event::NapDue => self.nap(),
+            Event::Migration(event) => self.departure(event),
+            // It has arrived; there is nothing more to do for it.
+            Event::Incoming(_) => {}
             Event::MemoryHandlerGone => self.memory_handler_gone(),
             Event::Vcpu(VcpuEnd { index, outcome }) => self.vcpu_ended(index, outcome),
             Event::Request(request) => self.answer(request),
@@ -388,6 +414,9 @@ impl Machine {
     }
 
     fn api_call(&mut self, call: ApiCall) {
+        if let Err(fault) = self.refuse_while_moving(call.request()) {
+            return call.answer(|_| Err(fault));
+        }
         match call.request() {
             ApiRequest::Memory(MemoryRequest::GetDirtyRate { window_ms }) => {
                 let window = Duration::from_millis((*window_ms).into());
@@ -410,6 +439,7 @@ impl Machine {
             ApiRequest::Pause | ApiRequest::Resume => self.change_state(&request)?,
             ApiRequest::CreateSnapshot(request) => self.create_snapshot(&request)?,
             ApiRequest::Memory(request) => return self.memory_call(&request),
+            ApiRequest::Migration(request) => return self.migration_call(request),
             ApiRequest::Stop => {
                 // The answer has to be out before the process is gone.
                 self.sender

@@ -85,6 +85,11 @@ impl PageSet {
         set
     }
 
+    /// The pages that `words` say: bit `n` of word `m` is page `64 m + n`.
+    pub(crate) fn from_words(words: Vec<u64>) -> Self {
+        Self { words }
+    }
+
     /// Its words: bit `n` of word `m` is page `64 m + n`.
     pub(crate) fn into_words(self) -> Vec<u64> {
         self.words
@@ -141,17 +146,6 @@ impl PageSet {
         let taken = part.to_vec();
         part.fill(0);
         taken
-    }
-
-    /// Keeps only the pages that `other` has too.
-    pub(crate) fn retain_all(&mut self, other: &Self) {
-        let own = self.words.iter_mut();
-        own.zip(&other.words).for_each(|(own, other)| *own &= other);
-    }
-
-    /// Whether it has no page.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.words.iter().all(|&word| word == 0)
     }
 
     /// Adds the pages of another set.

@@ -27,3 +27,4 @@ pub(crate) use hex::{Hex, by_number};
 pub(crate) use machine_state::{MachineState, Paused};
 pub(crate) use prepared::{GoOn, Identity, Prepared};
 pub(crate) use raw::Raw;
+pub(crate) use sections::VirtioSection;

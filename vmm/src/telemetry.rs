@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::instance::Description;
 use crate::lifecycle::VmState;
 use crate::metrics::{Counts, Sheet, host_use, json_line};
+use crate::migration::Progress;
 use crate::mmds;
 
 /// How often metrics are written without being asked for.
@@ -64,6 +65,8 @@ pub(crate) struct Telemetry {
     pub(crate) api: Arc<ApiMetrics>,
     /// The machine's state, for whoever cannot ask the owner.
     pub(crate) state: SharedState,
+    /// A move to or from another process.
+    pub(crate) migration: Progress,
     /// Times that are told and not counted.
     pub(crate) times: Times,
     file: Option<MetricsFile>,
@@ -76,10 +79,11 @@ pub(crate) struct Telemetry {
 pub(crate) struct SharedState(Arc<AtomicU8>);
 
 impl SharedState {
-    const ALL: [VmState; 4] = [
+    const ALL: [VmState; 5] = [
         VmState::NotStarted,
         VmState::Running,
         VmState::Paused,
+        VmState::MigratingOut,
         VmState::Stopped,
     ];
 
@@ -134,7 +138,12 @@ impl Telemetry {
     ///
     /// The file for metrics cannot be opened.
     pub(crate) fn of(config: &VmConfig) -> Result<Self, MetricsError> {
-        let mut telemetry = Self::default();
+        let events = EventHub::default();
+        let mut telemetry = Self {
+            migration: Progress::telling(events.clone()),
+            events,
+            ..Self::default()
+        };
         if let Some(metrics) = &config.metrics {
             telemetry.open_file(metrics)?;
         }

@@ -25,6 +25,14 @@ const HOST_TSO6: u64 = 1 << 12;
 const HOST_ECN: u64 = 1 << 13;
 /// A frame may take several receive buffers.
 pub(super) const MRG_RXBUF: u64 = 1 << 15;
+/// The configuration space has a status.
+const STATUS: u64 = 1 << 16;
+/// There is a control queue.
+pub(super) const CTRL_VQ: u64 = 1 << 17;
+/// The driver can be asked to announce itself; works together with the two before.
+pub(super) const GUEST_ANNOUNCE: u64 = 1 << 21;
+/// What the device had not before it could be asked to have the driver announce itself.
+pub(super) const ANNOUNCING: u64 = STATUS | CTRL_VQ | GUEST_ANNOUNCE;
 const GUEST_USO4: u64 = 1 << 54;
 const GUEST_USO6: u64 = 1 << 55;
 const HOST_USO: u64 = 1 << 56;

@@ -7,7 +7,7 @@
 
 use std::ffi::{c_int, c_short, c_ulong};
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -305,6 +305,11 @@ impl Tap {
             return Err(io::Error::last_os_error());
         }
         Ok(())
+    }
+
+    /// Writes one frame that lies in memory of our own.
+    pub(super) fn write_bytes(&self, frame: &[u8]) -> io::Result<()> {
+        (&self.file).write(frame).map(drop)
     }
 
     fn refused(&self, action: &'static str, source: io::Error) -> TapError {

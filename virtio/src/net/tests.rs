@@ -5,6 +5,7 @@
 // Sizes and seeds here are small by construction.
 #![allow(clippy::cast_possible_truncation)]
 
+mod announce;
 mod device;
 mod host;
 mod metadata;

@@ -8,6 +8,9 @@
 //! A frame for the metadata service is caught in [`Tx::transmit`], before the TAP sees it. One that
 //! has to wait for a rate limit would be so too.
 
+use std::sync::Arc;
+
+use super::announce::Announcer;
 use super::metadata::Metadata;
 use super::{BATCH, Ends, HEADER_LEN, MAX_FRAME};
 use crate::limiter::Gate;
@@ -22,10 +25,16 @@ pub(super) struct Tx {
     chain: Chain,
     buffers: IoBuffers,
     gate: Gate,
+    announcer: Arc<Announcer>,
 }
 
 impl Tx {
-    pub(super) fn new(queue: Queue, memory: &GuestMemory, ends: Ends) -> Self {
+    pub(super) fn new(
+        queue: Queue,
+        memory: &GuestMemory,
+        ends: Ends,
+        announcer: Arc<Announcer>,
+    ) -> Self {
         Self {
             queue,
             ends,
@@ -33,6 +42,7 @@ impl Tx {
             chain: Chain::new(),
             buffers: IoBuffers::new(memory.clone()),
             gate: Gate::default(),
+            announcer,
         }
     }
 
@@ -76,6 +86,7 @@ impl Tx {
         if metadata.is_some_and(|service| service.take(&self.memory, frame, len)) {
             return;
         }
+        self.announcer.see(&self.memory, frame, len);
         self.buffers.clear();
         if frame.add_to(&mut self.buffers, 0, frame.len()).is_err() {
             counters.tx_bad_chains.add(1);

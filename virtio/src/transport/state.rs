@@ -157,6 +157,8 @@ impl TransportCore {
 
     /// Takes on a state, without starting the device.
     pub(super) fn restore(&mut self, state: TransportState) -> Result<RunningQueues, RestoreError> {
+        self.device.limit_features(state.device_features);
+        self.queues.truncate(self.device.queue_sizes().len());
         self.check_device(&state)?;
         self.check_status(&state)?;
         self.check_queues(&state)?;

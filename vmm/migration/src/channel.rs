@@ -2,6 +2,7 @@
 //! One connection that carries frames.
 
 use std::io::ErrorKind;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 pub use self::error::ChannelError;
@@ -26,8 +27,6 @@ mod send;
 const STEP: usize = 1 << 20;
 /// The most of a state that goes into a frame, in bytes.
 const STATE_PART: usize = 1 << 20;
-/// The most that a message may have before it is known who is there, in bytes.
-const GREETING: u32 = 64 << 10;
 /// Marks that blocks of a drive are zeros: their length is all that follows.
 const DISK_ZEROS: u32 = 1 << 31;
 
@@ -43,8 +42,6 @@ pub struct Channel {
     unpacker: Unpacker,
     sent: u64,
     received: u64,
-    /// The most that a message may have that comes, in bytes.
-    most_message: u32,
     /// Why nothing can be sent any more.
     unsendable: Option<ErrorKind>,
     /// Why nothing can be received any more.
@@ -62,7 +59,6 @@ impl Channel {
             unpacker: Unpacker::default(),
             sent: 0,
             received: 0,
-            most_message: GREETING,
             unsendable: None,
             unreadable: None,
         }
@@ -107,6 +103,37 @@ impl Channel {
     /// How many bytes the pages had that were sent, and how many were sent for them.
     pub fn compressed(&self) -> (u64, u64) {
         self.compressor.totals()
+    }
+
+    /// Hands a descriptor over to another process of this host, between two frames.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it, or is not on a unix socket.
+    pub fn send_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), ChannelError> {
+        if let Some(kind) = self.unsendable {
+            return Err(ChannelError::Lost(kind.into()));
+        }
+        self.link.send_fd(fd).map_err(inside)
+    }
+
+    /// Takes a descriptor, which is to be what comes next. It may be of anything.
+    ///
+    /// # Errors
+    ///
+    /// It comes not, or something else does, or this is no unix socket.
+    pub fn receive_fd(&mut self) -> Result<OwnedFd, ChannelError> {
+        if let Some(kind) = self.unreadable {
+            return Err(ChannelError::Lost(kind.into()));
+        }
+        self.link.receive_fd().map_err(|error| match error.kind() {
+            ErrorKind::InvalidData => {
+                // A byte of something else is gone.
+                self.unreadable = Some(ErrorKind::InvalidData);
+                ChannelError::OutOfTurn("something that is no descriptor")
+            }
+            _ => inside(error),
+        })
     }
 
     /// Waits for something to receive, or the end; `false` if that takes longer than `limit`.
@@ -267,10 +294,15 @@ impl Channel {
     ///
     /// None comes, or it is not what it should be.
     pub fn receive(&mut self) -> Result<Received<'_>, ChannelError> {
+        self.receive_at_most(u32::MAX)
+    }
+
+    /// The same for a frame of at most `most` bytes.
+    fn receive_at_most(&mut self, most: u32) -> Result<Received<'_>, ChannelError> {
         if let Some(kind) = self.unreadable {
             return Err(ChannelError::Lost(kind.into()));
         }
-        let (bytes, header) = self.next_header()?;
+        let (bytes, header) = self.next_header(most)?;
         let read = self.payload_of(&header).and_then(|length| {
             let payload = self.payload.get(..length).unwrap_or_default();
             verify(&bytes, payload).map(|()| length)
@@ -282,14 +314,11 @@ impl Channel {
         understand(&header, payload, &mut self.unpacker)
     }
 
-    fn next_header(&mut self) -> Result<([u8; HEADER], Header), ChannelError> {
+    fn next_header(&mut self, most: u32) -> Result<([u8; HEADER], Header), ChannelError> {
         let mut bytes = [0; HEADER];
         read_exact(&mut self.link, &mut bytes, true).map_err(|error| self.at_boundary(error))?;
-        let header = Header::decode(&bytes).and_then(|header| match header.kind {
-            Kind::Message if header.length > self.most_message => Err(ChannelError::TooLong {
-                length: header.length,
-                most: self.most_message,
-            }),
+        let header = Header::decode(&bytes).and_then(|header| match header.length {
+            length if length > most => Err(ChannelError::TooLong { length, most }),
             _ => Ok(header),
         });
         Ok((bytes, self.or_unreadable(header)?))
@@ -336,10 +365,7 @@ impl Channel {
     ///
     /// As for [`Channel::receive`], or something else has come.
     pub fn receive_message(&mut self) -> Result<Message, ChannelError> {
-        match self.receive()? {
-            Received::Message(message) => Ok(message),
-            other => Err(ChannelError::OutOfTurn(other.name())),
-        }
+        self.receive()?.message()
     }
 
     /// Reads what a header has announced; room for it is made as it comes. How long it is.
@@ -363,5 +389,7 @@ impl Channel {
     }
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

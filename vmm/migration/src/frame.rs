@@ -153,6 +153,15 @@ fn checksum(header: &[u8; HEADER], parts: [&[u8]; 2]) -> u64 {
     }
 }
 
+/// Gives a whole frame, in `bytes`, the checksum that it should have.
+#[cfg(test)]
+pub(crate) fn seal(bytes: &mut [u8]) {
+    if let Some((header, payload)) = bytes.split_first_chunk_mut::<HEADER>() {
+        let sum = checksum(header, [payload, &[]]);
+        header[CHECKED..].copy_from_slice(&sum.to_le_bytes());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -6,7 +6,8 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::offset_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// Waits until one of `fds` can be read or has ended, and says which; `None` if that takes longer.
@@ -91,6 +92,97 @@ fn length_of<T>() -> libc::socklen_t {
     libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0)
 }
 
+/// What goes beside the bytes of a message on a unix socket: one descriptor (cmsg(3)).
+#[repr(C)]
+struct Control {
+    header: libc::cmsghdr,
+    fd: RawFd,
+}
+
+impl Control {
+    /// Its length in bytes. There is no room for a second descriptor in it.
+    const LENGTH: usize = offset_of!(Self, fd) + size_of::<RawFd>();
+
+    fn new(fd: RawFd) -> Self {
+        Self {
+            header: libc::cmsghdr {
+                cmsg_len: Self::LENGTH,
+                cmsg_level: libc::SOL_SOCKET,
+                cmsg_type: libc::SCM_RIGHTS,
+            },
+            fd,
+        }
+    }
+}
+
+/// Calls `call` with a message of `byte` and `control`, again if a signal comes; what it returns.
+fn with_message(
+    byte: &mut u8,
+    control: &mut Control,
+    call: impl Fn(&mut libc::msghdr) -> isize,
+) -> io::Result<isize> {
+    let mut part = libc::iovec {
+        iov_base: (&raw mut *byte).cast(),
+        iov_len: 1,
+    };
+    loop {
+        // SAFETY: numbers and pointers, for which zeros stand for nothing.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut *control).cast();
+        message.msg_controllen = Control::LENGTH;
+        let result = call(&mut message);
+        if result >= 0 {
+            return Ok(result);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Sends one byte and, beside it, `fd` over `socket`, which is a unix socket.
+pub(crate) fn send_fd(socket: RawFd, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut control = Control::new(fd.as_raw_fd());
+    let sent = with_message(&mut 0, &mut control, |message| {
+        // SAFETY: the message points to one byte and to a whole `Control`, which outlive the call.
+        unsafe { libc::sendmsg(socket, message, libc::MSG_NOSIGNAL) }
+    })?;
+    if sent == 1 {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
+    }
+}
+
+/// Receives what [`send_fd`] sends.
+pub(crate) fn receive_fd(socket: RawFd) -> io::Result<OwnedFd> {
+    let mut byte = 0;
+    let mut control = Control::new(-1);
+    control.header.cmsg_len = 0;
+    let received = with_message(&mut byte, &mut control, |message| {
+        // SAFETY: the message has room for one byte and for a `Control`, which outlive the call.
+        unsafe { libc::recvmsg(socket, message, libc::MSG_CMSG_CLOEXEC) }
+    })?;
+    let header = control.header;
+    let has_fd = header.cmsg_len == Control::LENGTH
+        && (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+    if has_fd && control.fd >= 0 {
+        // SAFETY: the kernel has just made this descriptor for us.
+        let fd = unsafe { OwnedFd::from_raw_fd(control.fd) };
+        if byte == 0 {
+            return Ok(fd);
+        }
+    }
+    Err(if received == 0 {
+        io::ErrorKind::UnexpectedEof.into()
+    } else {
+        io::Error::new(io::ErrorKind::InvalidData, "no descriptor came")
+    })
+}
+
 fn option(fd: RawFd, option: libc::c_int) -> io::Result<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut len = length_of::<libc::c_int>();
@@ -108,4 +200,53 @@ fn option(fd: RawFd, option: libc::c_int) -> io::Result<libc::c_int> {
         return Err(io::Error::last_os_error());
     }
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek, SeekFrom, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_handed_over_between_other_bytes() {
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"memory").unwrap();
+        one.write_all(b"before").unwrap();
+        send_fd(one.as_raw_fd(), file.as_fd()).unwrap();
+        send_fd(one.as_raw_fd(), file.as_fd()).unwrap();
+        one.write_all(b"after").unwrap();
+        drop((file, one));
+        let mut before = [0; 6];
+        other.read_exact(&mut before).unwrap();
+        for _ in 0..2 {
+            let mut file = File::from(receive_fd(other.as_raw_fd()).unwrap());
+            // SAFETY: it takes numbers only.
+            let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFD) };
+            assert_eq!(flags, libc::FD_CLOEXEC);
+            let mut text = String::new();
+            file.seek(SeekFrom::Start(0)).unwrap();
+            file.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "memory");
+        }
+        let mut after = String::new();
+        other.read_to_string(&mut after).unwrap();
+        assert_eq!((&before, after.as_str()), (b"before", "after"));
+        let end = receive_fd(other.as_raw_fd()).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_byte_alone_is_no_file() {
+        let (mut one, other) = UnixStream::pair().unwrap();
+        one.write_all(&[0, 1]).unwrap();
+        for _ in 0..2 {
+            let error = receive_fd(other.as_raw_fd()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Weak;
@@ -248,6 +248,30 @@ impl Link {
         match &mut self.carrier {
             Carrier::Plain(socket) => wait_readable(socket, limit),
             Carrier::Tls(secured) => secured.wait_readable(limit),
+        }
+    }
+
+    /// Hands a descriptor over to another process of this host, beside one byte.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it. `Unsupported`: this is no unix socket without TLS.
+    pub fn send_fd(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.send_fd(fd),
+            Carrier::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Takes what the other side hands over with [`Link::send_fd`], which is to be what comes next.
+    ///
+    /// # Errors
+    ///
+    /// It comes not, or something else does. `Unsupported`: this is no unix socket without TLS.
+    pub fn receive_fd(&mut self) -> io::Result<OwnedFd> {
+        match &mut self.carrier {
+            Carrier::Plain(socket) => socket.receive_fd(),
+            Carrier::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

@@ -89,7 +89,12 @@ pub enum Message {
         pass: u32,
     },
     /// Source, with the guest paused: its state was sent, and all memory that it is to have at once.
-    Sent,
+    Sent {
+        /// How long the guest has stood still so far, in microseconds.
+        paused_us: u64,
+        /// The source's time of day, in nanoseconds since 1970.
+        unix_ns: u64,
+    },
     /// Target: everything was taken on, and the guest can go on here.
     Ready {
         /// How long that took since the last message, in microseconds.

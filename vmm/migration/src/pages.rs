@@ -411,6 +411,7 @@ mod tests {
         ] {
             assert!(PagesIn::new(&table, &[]).is_err(), "{table:?}");
         }
+        assert!(PagesIn::new(&entry(0, 1, 0), &[0; 2 * PAGE]).is_err());
         PagesIn::new(&entry(MOST_PAGE - 1, 1, 1), &[]).unwrap();
         assert!(PagesIn::table_length(513).is_err());
     }

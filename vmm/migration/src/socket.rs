@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -174,6 +174,27 @@ impl Drop for Socket {
         if self.is_inherited && self.was_used {
             let _ = self.shared.stream.shutdown();
         }
+    }
+}
+
+impl Socket {
+    /// Sends one byte and a descriptor beside it.
+    pub(crate) fn send_fd(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.for_descriptors()?;
+        host::send_fd(self.as_raw_fd(), fd)
+    }
+
+    /// Receives what [`Socket::send_fd`] sends.
+    pub(crate) fn receive_fd(&mut self) -> io::Result<OwnedFd> {
+        self.for_descriptors()?;
+        host::receive_fd(self.as_raw_fd())
+    }
+
+    fn for_descriptors(&self) -> io::Result<()> {
+        if !self.is_unix() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.bound().map(|_| ())
     }
 }
 

@@ -139,7 +139,7 @@ const FEATURES: [(u32, u32, usize, u32); 11] = [
 ];
 
 /// What a guest with the leaves `guest` may use and a host with `host` has not, by leaf and bits.
-pub(super) fn missing_features(
+pub(crate) fn missing_features(
     guest: &[kvm_cpuid_entry2],
     host: &[kvm_cpuid_entry2],
 ) -> Vec<String> {

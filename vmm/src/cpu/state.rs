@@ -70,6 +70,8 @@ pub(crate) struct Known {
     /// What the vCPU answers to CPUID. KVM would add what it changes in it by itself, and some
     /// hosts what their own CPU answers.
     pub(crate) cpuid: CpuId,
+    /// The rate of its time stamp counter in kHz, where KVM can tell.
+    pub(crate) tsc_khz: Option<u32>,
 }
 
 impl Saved for VcpuState {
@@ -160,7 +162,7 @@ impl VcpuState {
             debug_regs: Raw(debug_regs),
             lapic: Raw(lapic),
             events: Raw(events),
-            tsc_khz: vcpu.get_tsc_khz().ok(),
+            tsc_khz: known.tsc_khz,
             cpuid: known.cpuid.as_slice().iter().copied().map(Raw).collect(),
             msrs,
         })
@@ -223,8 +225,7 @@ impl VcpuState {
         let (Some(guest), Ok(host)) = (self.tsc_khz, vcpu.get_tsc_khz()) else {
             return Ok(());
         };
-        let tolerated = u64::from(guest) * TSC_TOLERANCE_PPM / 1_000_000;
-        if u64::from(guest.abs_diff(host)) <= tolerated {
+        if tsc_rates_fit(guest, host) {
             return Ok(());
         }
         vcpu.set_tsc_khz(guest)
@@ -260,6 +261,12 @@ impl VcpuState {
         }
         Ok(())
     }
+}
+
+/// Whether a guest whose time stamp counter runs at `guest` kHz can take one of `host` kHz for it.
+pub(crate) fn tsc_rates_fit(guest: u32, host: u32) -> bool {
+    let tolerated = u64::from(guest) * TSC_TOLERANCE_PPM / 1_000_000;
+    u64::from(guest.abs_diff(host)) <= tolerated
 }
 
 fn msrs_of(entries: impl Iterator<Item = (u32, u64)>) -> Result<Msrs, KvmError> {

@@ -11,9 +11,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brume_devices::Bus;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -41,6 +41,8 @@ enum Command {
     Save(Sender<Result<VcpuState, KvmError>>),
     /// Go on.
     Continue,
+    /// Leave the guest for so long, or until the next command.
+    Nap(Duration),
     /// End.
     Stop,
 }
@@ -65,6 +67,7 @@ pub(crate) struct VcpuHandle {
     commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
     counters: Arc<VcpuCounters>,
+    known: Known,
 }
 
 impl VcpuHandle {
@@ -80,6 +83,7 @@ impl VcpuHandle {
         let (commands, receiver) = channel();
         let counters = Arc::<VcpuCounters>::default();
         let counted = counters.clone();
+        let own = known.clone();
         let thread = thread::Builder::new()
             .name(format!("fc_vcpu {index}"))
             // Emulation is shallow; each page of stack counts against every guest.
@@ -103,7 +107,18 @@ impl VcpuHandle {
             commands,
             thread: Some(thread),
             counters,
+            known: own,
         })
+    }
+
+    /// What is known of the vCPU beside KVM's state of it.
+    pub(crate) fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// Takes the vCPU out of the guest for so long; a command ends that.
+    pub(crate) fn nap(&self, time: Duration) {
+        self.interrupt_with(Command::Nap(time));
     }
 
     /// What the vCPU has counted so far.
@@ -207,6 +222,7 @@ impl Runner {
                     // Whoever asked may have given up.
                     let _ = reply.send(state);
                 }
+                Ok(Command::Nap(_)) => {}
                 Ok(Command::Stop) | Err(_) => return false,
             }
         }
@@ -216,8 +232,12 @@ impl Runner {
     fn obey(&mut self) -> Step {
         // Before the look at the queue: a kick from now on will be for a later command.
         self.vcpu.set_immediate_exit(false);
-        match self.commands.try_recv() {
-            Ok(Command::Hold(reply)) => {
+        let command = match self.commands.try_recv() {
+            Ok(Command::Nap(time)) => self.nap(time),
+            command => command.ok(),
+        };
+        match command {
+            Some(Command::Hold(reply)) => {
                 // KVM was entered after the last access that was emulated, and finished its
                 // instruction before it looked for the kick: the registers are those between two
                 // instructions.
@@ -230,9 +250,18 @@ impl Runner {
                     Step::End(None)
                 }
             }
-            Ok(Command::Stop) => Step::End(None),
+            Some(Command::Stop) => Step::End(None),
             // A state is only asked for while it is held.
-            Ok(Command::Continue | Command::Save(_)) | Err(_) => Step::Enter,
+            Some(Command::Continue | Command::Save(_) | Command::Nap(_)) | None => Step::Enter,
+        }
+    }
+
+    /// Sleeps; the command that has ended it.
+    fn nap(&self, time: Duration) -> Option<Command> {
+        match self.commands.recv_timeout(time) {
+            Ok(command) => Some(command),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Command::Stop),
         }
     }
 

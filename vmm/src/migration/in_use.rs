@@ -47,7 +47,12 @@ impl InUse {
     /// # Errors
     ///
     /// The host does not tell.
-    pub(super) fn filter(&self, region: &Region, first: usize, words: &mut [u64]) -> io::Result<()> {
+    pub(super) fn filter(
+        &self,
+        region: &Region,
+        first: usize,
+        words: &mut [u64],
+    ) -> io::Result<()> {
         if matches!(self.always, Always::All) {
             return Ok(());
         }

@@ -237,7 +237,10 @@ impl Lanes {
     pub(super) fn send(&mut self, pages: Batch, zeros: Zeros) -> Done {
         let turn = self.next;
         self.next = (self.next + 1) % (self.others.len() + 1);
-        match turn.checked_sub(1).and_then(|other| self.others.get_mut(other)) {
+        match turn
+            .checked_sub(1)
+            .and_then(|other| self.others.get_mut(other))
+        {
             Some(other) => other.give(Work::Send(pages, zeros)),
             None => self.first.send(&pages, zeros),
         }

@@ -11,10 +11,12 @@ use brume_snapshot::Saved;
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
+use super::in_use::InUse;
 use super::sections::MetadataSection;
 use crate::chipset::ChipsetState;
-use crate::cpu::{VcpuState, missing_features, tsc_rates_fit};
+use crate::cpu::{Known, VcpuState, missing_features, tsc_rates_fit};
 use crate::kvm::VmKvmState;
+use crate::memory::MachineMemory;
 use crate::snapshot::{Prepared, Raw, VirtioSection};
 
 /// Where Linux tells how much memory can still be used.
@@ -40,15 +42,15 @@ pub(crate) struct Offer {
     /// The drives.
     pub(super) drives: Vec<DriveOffer>,
     /// In which order memory and machine move.
-    pub(super) mode: MigrationMode,
+    pub(crate) mode: MigrationMode,
     /// Whether memory may follow in the end although it was not to.
-    pub(super) may_follow: bool,
+    pub(crate) may_follow: bool,
     /// How many connections carry memory.
-    pub(super) connections: u8,
+    pub(crate) connections: u8,
     /// Whether the contents of the drives move too.
-    pub(super) with_disks: bool,
+    pub(crate) with_disks: bool,
     /// Whether the machine is paused, and is to stay so.
-    pub(super) paused: bool,
+    pub(crate) paused: bool,
 }
 
 /// What is behind a drive.
@@ -89,6 +91,32 @@ pub(super) fn drives_of(config: &VmConfig) -> Vec<DriveOffer> {
 }
 
 impl Offer {
+    /// What is told of a machine of `config`, whose first vCPU is `vcpu`; how it moves is still to
+    /// be filled in.
+    pub(crate) fn of(config: &VmConfig, memory: &MachineMemory, vcpu: Option<&Known>) -> Self {
+        let in_use = InUse::of(memory).map(|in_use| in_use.bytes(memory));
+        let cpuid = vcpu.map(|vcpu| vcpu.cpuid.as_slice().to_vec());
+        Self {
+            config: VmConfig {
+                logger: None,
+                metrics: None,
+                serial: None,
+                ..config.clone()
+            },
+            memory: memory.size,
+            memory_in_use: in_use.unwrap_or(0),
+            sections: own_sections(),
+            cpuid: cpuid.unwrap_or_default().into_iter().map(Raw).collect(),
+            tsc_khz: vcpu.and_then(|vcpu| vcpu.tsc_khz),
+            drives: drives_of(config),
+            mode: MigrationMode::PreCopy,
+            may_follow: false,
+            connections: 1,
+            with_disks: false,
+            paused: false,
+        }
+    }
+
     /// The machine as it would be made here.
     ///
     /// # Errors

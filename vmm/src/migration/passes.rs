@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use brume_migration::Zeros;
 
+use super::error::SourceError;
 use super::in_use::InUse;
 use super::lanes::{Amount, BATCH_PAGES, Batch, Lanes};
-use super::source::SourceError;
+use super::status::Progress;
 use crate::dirty::{DirtyTracker, Reader};
 use crate::memory::MachineMemory;
 use crate::page_set::{PageSet, Region};
@@ -43,6 +44,7 @@ pub(super) struct Passes {
     memory: Arc<MachineMemory>,
     tracker: Arc<Mutex<DirtyTracker>>,
     in_use: InUse,
+    progress: Progress,
 }
 
 /// A piece of the memory.
@@ -61,12 +63,14 @@ impl Passes {
     pub(super) fn begin(
         memory: Arc<MachineMemory>,
         tracker: Arc<Mutex<DirtyTracker>>,
+        progress: Progress,
     ) -> Result<Self, SourceError> {
         let in_use = InUse::of(&memory).map_err(SourceError::Search)?;
         let passes = Self {
             memory,
             tracker,
             in_use,
+            progress,
         };
         passes.tracker().start_full(Reader::Transfer)?;
         Ok(passes)
@@ -77,11 +81,6 @@ impl Passes {
         if let Err(error) = self.tracker().stop(Reader::Transfer) {
             tracing::warn!("written pages go on being noted, which slows the guest: {error}");
         }
-    }
-
-    /// How much is in use, in bytes, as far as is known.
-    pub(super) fn bytes_in_use(&self) -> u64 {
-        self.in_use.bytes(&self.memory)
     }
 
     /// How many pages are to be sent now.
@@ -115,18 +114,18 @@ impl Passes {
         }
         while let Some(window) = windows.next() {
             // What was written since the window was cleared, and what is to be cleared next.
-            let again = self.tracker().scan_region(&window.region)?;
+            let now = self.tracker().scan_region(&window.region)?;
             let first = window.region.words().start;
             let mine = window.words.start - first..window.words.end - first;
-            let again = again.get(mine).unwrap_or_default().to_vec();
+            let again = now.get(mine).unwrap_or_default().to_vec();
             if let Some(next) = windows.peek() {
-                seen.insert_words(first, &[]);
+                seen.insert_words(first, &now);
                 self.tracker()
                     .clear(&next.region, next.words.clone(), &seen)?;
             }
             self.send_window(number, window, &again, lanes, &mut done)?;
         }
-        done.sent.add(lanes.end_pass(number)?);
+        self.sent(&mut done, lanes.end_pass(number)?);
         Ok(done)
     }
 
@@ -152,7 +151,7 @@ impl Passes {
             }
             self.send_words(start, words, zeros, lanes, &mut done)?;
         }
-        done.sent.add(lanes.end_pass(number)?);
+        self.sent(&mut done, lanes.end_pass(number)?);
         Ok(done)
     }
 
@@ -212,8 +211,12 @@ impl Passes {
         done: &mut PassDone,
     ) -> Result<(), SourceError> {
         let first = start as u64 * 64;
+        if self.memory.handler.is_some() {
+            let mut wanted = PageSet::empty(self.memory.size);
+            wanted.insert_words(start, &words);
+            self.memory.fetch(&wanted)?;
+        }
         let part = PageSet::from_words(words);
-        self.memory.fetch(&part.moved_to(start, self.memory.size))?;
         let mut batch = Batch::new();
         let mut room = BATCH_PAGES;
         for range in part.ranges() {
@@ -224,15 +227,24 @@ impl Passes {
                 next = taken.end;
                 batch.push(taken);
                 if room == 0 {
-                    done.sent.add(lanes.send(std::mem::take(&mut batch), zeros)?);
+                    self.sent(done, lanes.send(std::mem::take(&mut batch), zeros)?);
                     room = BATCH_PAGES;
                 }
             }
         }
         if !batch.is_empty() {
-            done.sent.add(lanes.send(batch, zeros)?);
+            self.sent(done, lanes.send(batch, zeros)?);
         }
         Ok(())
+    }
+
+    fn sent(&self, done: &mut PassDone, amount: Amount) {
+        done.sent.add(amount);
+        self.progress.update(|status| {
+            status.bytes += amount.bytes;
+            status.pages += amount.pages;
+            status.zero_pages += amount.zeros;
+        });
     }
 
     fn tracker(&self) -> MutexGuard<'_, DirtyTracker> {

@@ -2,11 +2,9 @@
 //! What is told of a move: to whoever asks, as events, and as metrics.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use brume_api::{
-    EventHub, MachineEvent, MigrationPass, MigrationPhase, MigrationRole, MigrationStatus,
-};
+use brume_api::{EventHub, MachineEvent, MigrationPass, MigrationPhase, MigrationStatus};
 
 /// How many passes are told of.
 const PASSES: usize = 256;
@@ -18,7 +16,7 @@ pub(crate) struct Progress(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    seen: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Default)]
@@ -64,6 +62,7 @@ impl Progress {
         if phase.is_over() {
             state.ended = Some(Instant::now());
         }
+        self.0.changed.notify_all();
         let event = MachineEvent::Migration {
             role: state.status.role,
             phase,
@@ -104,7 +103,7 @@ impl Progress {
         }
         if status.phase.is_over() {
             state.end_was_seen = true;
-            self.0.seen.notify_all();
+            self.0.changed.notify_all();
         }
         status
     }
@@ -114,19 +113,37 @@ impl Progress {
         let state = self.lock();
         let waited = self
             .0
-            .seen
+            .changed
             .wait_timeout_while(state, limit, |state| !state.end_was_seen);
         drop(waited);
     }
 
-    /// Whether one is under way, and on which side.
-    pub(crate) fn role(&self) -> MigrationRole {
+    /// A machine comes from `peer`: what was told of one before is over.
+    pub(super) fn restart(&self, peer: &str) {
+        let mut state = self.lock();
+        state.begun = Some(Instant::now());
+        state.status = MigrationStatus {
+            role: state.status.role,
+            phase: MigrationPhase::Negotiating,
+            peer: Some(peer.to_owned()),
+            ..MigrationStatus::default()
+        };
+    }
+
+    /// It has come to nothing, and the next one is waited for.
+    pub(super) fn wait_again(&self, error: String) {
+        self.update(|status| status.error = Some(error));
+        self.enter(MigrationPhase::Listening);
+    }
+
+    /// Waits until it is over.
+    pub(crate) fn wait_over(&self, limit: Duration) {
         let state = self.lock();
-        if state.status.phase.is_over() {
-            MigrationRole::None
-        } else {
-            state.status.role
-        }
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(state, limit, |state| !state.status.phase.is_over());
+        drop(waited);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -148,4 +165,10 @@ pub(super) fn millis(time: Duration) -> u64 {
 pub(super) fn per_second(amount: u64, time: Duration) -> u64 {
     let nanos = time.as_nanos().max(1);
     u64::try_from(u128::from(amount) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
+}
+
+/// The time of day in nanoseconds since 1970.
+pub(super) fn unix_nanos() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0))
 }

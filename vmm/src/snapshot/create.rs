@@ -16,9 +16,9 @@ use brume_snapshot::memory_file::clone_file;
 use brume_snapshot::{NewFile, NewFileError, StateWriter, commit_pair};
 
 use super::error::CreateError;
+use super::machine_state::Paused;
 use super::mark::Mark;
 use super::memory_file::{self, Zeros};
-use super::machine_state::Paused;
 use super::sections::{MachineSection, MemorySection, Witness};
 use crate::memory::pagemap::{self, Wanted};
 use crate::memory::{Backing, MachineMemory};

@@ -6,7 +6,8 @@
 use std::sync::PoisonError;
 
 use brume_virtio::transport::RunningQueues;
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::kvm_cpuid_entry2;
+use kvm_ioctls::{Cap, VcpuFd};
 
 use super::error::LoadError;
 use super::machine_state::MachineState;
@@ -83,6 +84,21 @@ impl Prepared {
         &self.assembly.memory
     }
 
+    /// What KVM offers a guest on this host.
+    pub(crate) fn supported_cpuid(&self) -> &[kvm_cpuid_entry2] {
+        self.assembly.vm.cpuid.as_slice()
+    }
+
+    /// The rate of this host's time stamp counter in kHz, if KVM tells.
+    pub(crate) fn tsc_khz(&self) -> Option<u32> {
+        self.vcpus.first()?.get_tsc_khz().ok()
+    }
+
+    /// Whether KVM can give guests a counter of another rate.
+    pub(crate) fn can_scale_tsc(&self) -> bool {
+        self.assembly.vm.has(Cap::TscControl)
+    }
+
     /// Gives it its state.
     ///
     /// # Errors
@@ -131,6 +147,7 @@ impl Prepared {
             start: Start::Restored {
                 queues,
                 resume: go_on.resume,
+                arrived: None,
             },
         })
     }
@@ -145,7 +162,8 @@ fn restore_vcpus(
     let restored = vcpus.map(|((index, vcpu), state)| {
         let restored = state.restore(&vcpu, &vm.cpuid);
         let cpuid = restored.map_err(|source| LoadError::Vcpu { index, source })?;
-        Ok((vcpu, vm.known(cpuid)))
+        let known = vm.known(&vcpu, cpuid);
+        Ok((vcpu, known))
     });
     restored.collect()
 }

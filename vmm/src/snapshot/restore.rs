@@ -298,7 +298,12 @@ mod tests {
             let saved = Saved::of(StateFile::parse(golden).unwrap()).unwrap();
             saved.check().unwrap();
             assert_eq!(saved.state.vcpus.len(), 2);
-            let names: Vec<_> = saved.state.virtio.iter().map(|device| &device.name).collect();
+            let names: Vec<_> = saved
+                .state
+                .virtio
+                .iter()
+                .map(|device| &device.name)
+                .collect();
             assert_eq!(names, ["disk", "balloon", "vsock", "entropy"]);
         }
     }

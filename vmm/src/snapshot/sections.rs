@@ -95,7 +95,7 @@ impl Saved for VmKvmState {
 /// A virtio device and its transport, in the order of their places.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct VirtioSection {
+pub(crate) struct VirtioSection {
     /// The id of the device, or what it is.
     pub(super) name: String,
     /// Its state.

@@ -111,7 +111,7 @@ fn the_configuration_says_what_was_configured() {
         0,
         "a driver then chooses for itself"
     );
-    assert_eq!((net.device_type(), net.queue_sizes().len()), (1, 2));
+    assert_eq!((net.device_type(), net.queue_sizes().len()), (1, 3));
 
     let (tap, _wire) = Tap::mock();
     let mac = Some([6, 0, 0xac, 0x10, 0, 2]);

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{ends, eventually, frame, read, signals};
+use crate::net::announce::Announcer;
 use crate::net::features::{BASIC_OFFLOADS, UDP_OFFLOADS, tap_offloads};
 use crate::net::interface::Control;
 use crate::net::rx::Rx;
@@ -281,7 +282,8 @@ fn frames_pass_between_the_guest_and_the_host() {
 
         let mut driver = Driver::new(memory(), 16);
         let queue = driver.queue(0);
-        let mut tx = Tx::new(queue, &driver.memory, ends(&tap, &counters));
+        let announcer = Arc::new(Announcer::new(None).unwrap());
+        let mut tx = Tx::new(queue, &driver.memory, ends(&tap, &counters), announcer);
         driver
             .memory
             .write_slice(&whole, GuestAddress(BUFFERS))

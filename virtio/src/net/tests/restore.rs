@@ -201,4 +201,7 @@ fn a_connection_to_the_service_is_reset_and_its_tokens_open_nothing() {
 #[test]
 fn the_format_is_that_of_the_golden_file() {
     crate::testing::golden::<crate::net::NetState>(include_str!("../../../testdata/net.json"));
+    // As it is since the device knows of the guest's addresses.
+    let text = include_str!("../../../testdata/net-presence.json");
+    crate::testing::golden::<crate::net::NetState>(text);
 }

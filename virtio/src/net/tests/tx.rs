@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{ends, frame, signals};
 use crate::device::feature;
 use crate::memory::GuestMemory;
+use crate::net::announce::Announcer;
 use crate::net::counters::NetCounts;
 use crate::net::tx::Tx;
 use crate::net::{BATCH, MAX_FRAME, NetCounters, Tap};
@@ -42,6 +43,7 @@ impl Rig {
                 driver.queue(features),
                 &driver.memory,
                 ends(&Arc::new(tap), &counters),
+                Arc::new(Announcer::new(None).unwrap()),
             ),
             driver,
             wire,

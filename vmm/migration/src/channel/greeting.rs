@@ -5,9 +5,12 @@
 use std::time::Instant;
 
 use super::{Channel, ChannelError};
-use crate::frame::Kind;
 use crate::message::{Hello, Message, Purpose, Session};
 use crate::{OLDEST_PROTOCOL, PROTOCOL};
+
+/// The most that is read of somebody who has not said who it is, in bytes. A message takes some
+/// times as much memory as it has bytes.
+const MOST: u32 = 64 << 10;
 
 impl Channel {
     /// Does `work` within the limit.
@@ -39,13 +42,12 @@ impl Channel {
         });
         let answer = self.in_time(|channel| {
             channel.send(&hello)?;
-            channel.receive_message()
+            channel.receive_at_most(MOST)?.message()
         })?;
         match answer {
             Message::Welcome { protocol, .. }
                 if (OLDEST_PROTOCOL..=PROTOCOL).contains(&protocol) =>
             {
-                self.most_message = Kind::Message.most();
                 Ok(())
             }
             Message::Refused { reasons } => Err(ChannelError::Refused(reasons)),
@@ -59,7 +61,9 @@ impl Channel {
     ///
     /// It is somebody else, or of another version, which it is told.
     pub fn meet(&mut self) -> Result<Hello, ChannelError> {
-        let Message::Hello(hello) = self.in_time(Self::receive_message)? else {
+        let Message::Hello(hello) =
+            self.in_time(|channel| channel.receive_at_most(MOST)?.message())?
+        else {
             return Err(ChannelError::OutOfTurn("another message than a greeting"));
         };
         if hello.oldest > PROTOCOL || hello.protocol < OLDEST_PROTOCOL {
@@ -87,7 +91,6 @@ impl Channel {
             brume: env!("CARGO_PKG_VERSION").into(),
         };
         self.in_time(|channel| channel.send(&welcome))?;
-        self.most_message = Kind::Message.most();
         Ok(())
     }
 

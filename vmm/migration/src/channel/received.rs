@@ -64,7 +64,15 @@ pub enum Received<'a> {
 }
 
 impl Received<'_> {
-    pub(super) fn name(&self) -> &'static str {
+    /// The message that it is to be.
+    pub(super) fn message(self) -> Result<Message, ChannelError> {
+        match self {
+            Self::Message(message) => Ok(message),
+            other => Err(ChannelError::OutOfTurn(other.name())),
+        }
+    }
+
+    fn name(&self) -> &'static str {
         match self {
             Self::Message(_) => "a message",
             Self::Pages(_) => "pages",

@@ -71,7 +71,7 @@ impl SourceEvent {
             Message::Standing(standing) => Some(Self::Standing(*standing)),
             Message::Commit
             | Message::Cancel { .. }
-            | Message::Sent
+            | Message::Sent { .. }
             | Message::MemorySent
             | Message::PassEnded { .. }
             | Message::Offer(_)

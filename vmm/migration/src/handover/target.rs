@@ -69,7 +69,7 @@ impl TargetEvent {
             Message::Hello(_)
             | Message::Offer(_)
             | Message::PassEnded { .. }
-            | Message::Sent
+            | Message::Sent { .. }
             | Message::MemorySent
             | Message::KeepAlive => None,
         }

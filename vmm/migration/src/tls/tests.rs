@@ -111,7 +111,7 @@ fn send(channel: &mut Channel) {
     for _ in 0..8 {
         channel.send_pages(&batch).unwrap();
     }
-    channel.send(&Message::Sent).unwrap();
+    channel.send(&Message::KeepAlive).unwrap();
 }
 
 /// Waits for what [`send`] sends.
@@ -128,7 +128,7 @@ fn receive(channel: &mut Channel) {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(channel.receive_message().unwrap(), Message::Sent);
+    assert_eq!(channel.receive_message().unwrap(), Message::KeepAlive);
 }
 
 fn fill(bytes: &mut [u8]) {
@@ -261,7 +261,7 @@ fn with_stranger(handshake: Handshake, stranger: fn(&mut UnixStream)) -> TlsErro
     let stranger = thread::spawn(move || stranger(&mut other));
     let start = Instant::now();
     let error = handshake(link, &tls).unwrap_err();
-    assert!(start.elapsed() < Duration::from_millis(1500), "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(3), "{error:?}");
     stranger.join().unwrap();
     error
 }
@@ -303,9 +303,9 @@ fn who_does_not_speak_tls_is_not_waited_for() {
 fn an_end_is_in_order_only_if_it_is_announced() {
     let (source, target) = secured_pair();
     let (mut source, mut target) = (Channel::new(source), Channel::new(target));
-    source.send(&Message::Sent).unwrap();
+    source.send(&Message::KeepAlive).unwrap();
     drop(source);
-    assert_eq!(target.receive_message().unwrap(), Message::Sent);
+    assert_eq!(target.receive_message().unwrap(), Message::KeepAlive);
     assert!(target.wait(Duration::from_secs(9)).unwrap());
     assert!(matches!(target.receive(), Err(ChannelError::Closed)));
 

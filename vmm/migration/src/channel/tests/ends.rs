@@ -46,21 +46,21 @@ fn what_was_said_before_an_end_is_heard_and_then_the_end() {
 fn a_unix_socket_left_with_something_unread_is_closed() {
     let (mut source, mut target) = pair();
     target.send(&Message::KeepAlive).unwrap();
-    source.send(&Message::Sent).unwrap();
+    source.send(&SENT).unwrap();
     // That leaves the target's message unread.
     drop(source);
-    assert_eq!(target.receive_message().unwrap(), Message::Sent);
+    assert_eq!(target.receive_message().unwrap(), SENT);
     assert_closed(target.receive());
     // So it is if a write has met the error first.
     let (mut source, mut target) = pair();
     target.send(&Message::KeepAlive).unwrap();
-    source.send(&Message::Sent).unwrap();
+    source.send(&SENT).unwrap();
     drop(source);
     assert!(matches!(
         target.send(&Message::KeepAlive),
         Err(ChannelError::Lost(_))
     ));
-    assert_eq!(target.receive_message().unwrap(), Message::Sent);
+    assert_eq!(target.receive_message().unwrap(), SENT);
     assert_closed(target.receive());
 }
 
@@ -96,7 +96,7 @@ fn host_has_something(channel: &Channel) -> bool {
 #[test]
 fn a_tcp_end_is_in_order_even_if_a_write_has_met_it() {
     let (mut source, mut target) = tcp_pair();
-    source.send(&Message::Sent).unwrap();
+    source.send(&SENT).unwrap();
     drop(source);
     let end = Instant::now() + SOON;
     // The first is answered with a reset.
@@ -104,7 +104,7 @@ fn a_tcp_end_is_in_order_even_if_a_write_has_met_it() {
         assert!(Instant::now() < end);
         thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(target.receive_message().unwrap(), Message::Sent);
+    assert_eq!(target.receive_message().unwrap(), SENT);
     assert_closed(target.receive());
 }
 
@@ -231,12 +231,12 @@ fn a_passed_socket_is_used_once_it_works() {
     let listener = Listener::bind(&address).unwrap();
     let mut source = Channel::new(Link::from_unix(theirs).unwrap());
     assert!(listener.accept(Duration::from_millis(5)).unwrap().is_none());
-    source.send(&Message::Sent).unwrap();
+    source.send(&SENT).unwrap();
     let mut target = Channel::new(listener.accept(SOON).unwrap().unwrap());
     assert!(target.link.is_local());
     // It is one connection.
     assert!(listener.accept(Duration::from_millis(5)).unwrap().is_none());
-    assert_eq!(target.receive_message().unwrap(), Message::Sent);
+    assert_eq!(target.receive_message().unwrap(), SENT);
     // The process has it under its first number still.
     drop(target);
     assert_closed(source.receive());

@@ -208,15 +208,11 @@ fn room_is_made_for_what_comes_and_not_for_what_is_announced() {
     let mut bytes = frame(Kind::Message, 0, 0, &[]);
     bytes[8..12].copy_from_slice(&(4_u32 << 20).to_le_bytes());
     let mut channel = receiver(&bytes);
-    channel.most_message = Kind::Message.most();
     assert!(matches!(channel.receive(), Err(ChannelError::Lost(_))));
     assert!(channel.payload.capacity() <= STEP);
     // Before it is known who is there, not even that.
     let mut channel = receiver(&bytes);
-    assert!(matches!(
-        channel.receive(),
-        Err(ChannelError::TooLong { most: GREETING, .. })
-    ));
+    assert!(matches!(channel.meet(), Err(ChannelError::TooLong { .. })));
     assert_eq!(channel.payload.capacity(), 0);
 }
 
@@ -225,7 +221,6 @@ fn text_that_grows_when_it_is_read_is_refused() {
     let small = r#"{"":0},"#.repeat(200_000);
     let text = format!(r#"{{"message":"Offer","cpus":[{small}{{}}]}}"#);
     let mut channel = receiver(&frame(Kind::Message, 0, 0, text.as_bytes()));
-    channel.most_message = Kind::Message.most();
     match channel.receive() {
         Err(ChannelError::Malformed(what)) => assert_eq!(what, "a message of too many parts"),
         other => panic!("{other:?}"),

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Waiting for a machine from another process, in one that has none yet.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use brume_api::{
+    Answer, Fault, MigrationPatch, MigrationPhase, MigrationRequest, MigrationRole,
+    MigrationStatus, ReceiveMigration,
+};
+use brume_migration::{Address, Listener};
+
+use super::{Control, Incoming, IncomingEvent, Instance, Next, Reception, VmState};
+
+/// How long the thread that waits may take to end.
+const LAST_LOOK: Duration = Duration::from_millis(500);
+
+impl Instance {
+    /// Waits for a machine from now on. It takes the place of one that clients describe.
+    ///
+    /// # Errors
+    ///
+    /// There is no such place to wait at, or there is something already.
+    pub fn receive(&mut self, request: &ReceiveMigration) -> Result<(), Fault> {
+        if self.described {
+            return Err(Fault::new(
+                "A machine is received by a process in which none was described yet.",
+            ));
+        }
+        if self.incoming.is_some() {
+            return Err(Fault::new("A machine is awaited already."));
+        }
+        let address: Address = request
+            .listen
+            .parse()
+            .map_err(|error| Fault::from_error(&error))?;
+        let listener = Listener::bind(&address).map_err(|error| Fault::from_error(&error))?;
+        let control = Control::receiving();
+        let progress = self.telemetry.migration.clone();
+        progress.begin(MigrationStatus {
+            role: MigrationRole::Target,
+            phase: MigrationPhase::Listening,
+            peer: Some(listener.address().to_string()),
+            ..MigrationStatus::default()
+        });
+        let reception = Reception {
+            listener,
+            control: control.clone(),
+            progress,
+            sender: self.sender.clone(),
+        };
+        let thread = reception.spawn();
+        self.reception = Some(thread.map_err(|error| Fault::from_error(&error))?);
+        let blank = self.description.clone();
+        self.incoming = Some(Incoming::new(request.clone(), control, blank));
+        Ok(())
+    }
+
+    pub(super) fn migration_call(&mut self, request: MigrationRequest) -> Result<Answer, Fault> {
+        match request {
+            MigrationRequest::Send(_) => {
+                return Err(Fault::new("There is no machine yet that could be moved."));
+            }
+            MigrationRequest::Receive(request) => self.receive(&request)?,
+            MigrationRequest::Get => return Answer::json(&self.telemetry.migration.get()),
+            MigrationRequest::Patch(patch) => self.patch_reception(&patch)?,
+            MigrationRequest::Cancel => self.cancel_reception()?,
+        }
+        Ok(Answer::done())
+    }
+
+    fn patch_reception(&self, patch: &MigrationPatch) -> Result<(), Fault> {
+        let incoming = self.incoming.as_ref().ok_or_else(nothing_awaited)?;
+        if patch.decision.is_none() {
+            let text = "The source's limits are changed at the source.";
+            return Err(Fault::new(text));
+        }
+        if self.telemetry.migration.get().phase != MigrationPhase::InDoubt {
+            return Err(Fault::new(
+                "There is nothing to decide: the two sides have not lost each other.",
+            ));
+        }
+        incoming.control.patch(patch);
+        Ok(())
+    }
+
+    fn cancel_reception(&self) -> Result<(), Fault> {
+        let incoming = self.incoming.as_ref().ok_or_else(nothing_awaited)?;
+        match self.telemetry.migration.get().phase {
+            MigrationPhase::SwitchOver | MigrationPhase::InDoubt => Err(Fault::new(
+                "The machine is being handed over: only its source can call that off.",
+            )),
+            _ => {
+                incoming.control.cancel();
+                Ok(())
+            }
+        }
+    }
+
+    /// What the thread that receives wants.
+    pub(super) fn arrival(&mut self, event: IncomingEvent) -> Option<Next> {
+        let incoming = self.incoming.as_mut()?;
+        // Whoever asked may have ended.
+        match event {
+            IncomingEvent::Prepare { offer, reply } => {
+                let prepared = match (self.options)() {
+                    Ok(options) => {
+                        let (description, sender) = (&mut self.description, &self.sender);
+                        incoming.prepare(&offer, description, options, sender)
+                    }
+                    Err(error) => Err(vec![error.to_string()]),
+                };
+                let _ = reply.send(prepared);
+            }
+            IncomingEvent::Load {
+                state,
+                stopped,
+                reply,
+            } => {
+                let loaded = incoming.load(&state, stopped, &self.description);
+                let _ = reply.send(loaded);
+            }
+            IncomingEvent::Run(started) => {
+                let state = if incoming.resumes() {
+                    VmState::Running
+                } else {
+                    VmState::Paused
+                };
+                let parts = self.incoming.take()?.run(started)?;
+                self.telemetry.state.set(state);
+                return Some(Next::Built(parts));
+            }
+            IncomingEvent::Drop => incoming.forget(&mut self.description),
+            IncomingEvent::Ended => {
+                incoming.forget(&mut self.description);
+                self.incoming = None;
+                self.reception = None;
+            }
+        }
+        None
+    }
+
+    /// Waits for nobody any more, so that nothing is left behind.
+    pub(super) fn end_reception(&mut self) {
+        if let Some(incoming) = self.incoming.take() {
+            incoming.control.cancel();
+        }
+        if let Some(thread) = self.reception.take() {
+            // It looks for that now and then, unless it has a machine half in hand, which goes with
+            // the process.
+            let end = Instant::now() + LAST_LOOK;
+            while !thread.is_finished() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+fn nothing_awaited() -> Fault {
+    Fault::new("No machine is awaited, and none is being moved.")
+}

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A machine that moves away, as its owner sees it.
+
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use brume_api::{
+    Answer, Fault, MigrationMode, MigrationPatch, MigrationPhase, MigrationRequest, MigrationRole,
+    MigrationStatus, OnTimeout, Request as ApiRequest, SendMigration, with_causes,
+};
+use brume_migration::Address;
+use brume_snapshot::StateWriter;
+
+use super::{Ending, Machine};
+use crate::lifecycle::{VmEvent, VmState};
+use crate::migration::{
+    Control, Departure, HandOver, MetadataSection, Offer, SourceEnd, SourceEvent,
+};
+use crate::snapshot::CreateError;
+
+/// How long a client has to see how a move has ended before its source is gone.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+/// How long a machine that is stopped waits until its move is called off.
+const CALL_OFF: Duration = Duration::from_secs(2);
+
+/// A move that is under way.
+pub(super) struct Moving {
+    control: Control,
+    /// Whether the guest ran when it was stopped for the hand-over.
+    ran: bool,
+}
+
+impl Machine {
+    /// Carries out a request about a move.
+    pub(super) fn migration_call(&mut self, request: MigrationRequest) -> Result<Answer, Fault> {
+        match request {
+            MigrationRequest::Send(request) => self.begin_move(*request)?,
+            MigrationRequest::Receive(_) => {
+                return Err(Fault::new(
+                    "This process has a machine already: a machine is received by a process \
+                     without one.",
+                ));
+            }
+            MigrationRequest::Get => return Answer::json(&self.telemetry.migration.get()),
+            MigrationRequest::Patch(patch) => self.patch_move(&patch)?,
+            MigrationRequest::Cancel => self.cancel_move()?,
+        }
+        Ok(Answer::done())
+    }
+
+    /// Refuses what would change a machine that is being moved.
+    pub(super) fn refuse_while_moving(&self, request: &ApiRequest) -> Result<(), Fault> {
+        let changes = matches!(
+            request,
+            ApiRequest::Pause
+                | ApiRequest::Resume
+                | ApiRequest::CreateSnapshot(_)
+                | ApiRequest::PatchDrive(_)
+                | ApiRequest::PatchNetworkInterface(_)
+                | ApiRequest::PutMmds(_)
+                | ApiRequest::PatchMmds(_)
+        );
+        if changes && self.moving.is_some() {
+            return Err(Fault::new(
+                "The machine is being moved: call that off with DELETE /migration first.",
+            ));
+        }
+        Ok(())
+    }
+
+    fn begin_move(&mut self, request: SendMigration) -> Result<(), Fault> {
+        if self.moving.is_some() {
+            return Err(Fault::new("The machine is being moved already."));
+        }
+        if self.saving {
+            return Err(Fault::new(
+                "A snapshot is being made: ask again when that is done.",
+            ));
+        }
+        let address: Address = request
+            .destination
+            .parse()
+            .map_err(|error| Fault::from_error(&error))?;
+        let control = Control::sending(&request);
+        let progress = self.telemetry.migration.clone();
+        progress.begin(MigrationStatus {
+            role: MigrationRole::Source,
+            phase: MigrationPhase::Connecting,
+            mode: request.mode,
+            peer: Some(address.to_string()),
+            memory_bytes: self.memory.size,
+            bandwidth_limit: request.bandwidth_limit,
+            max_downtime_us: u64::from(request.max_downtime_ms) * 1000,
+            ..MigrationStatus::default()
+        });
+        let departure = Departure {
+            offer: self.offer(&request),
+            request,
+            memory: self.memory.clone(),
+            tracker: self.tracker.clone(),
+            control: control.clone(),
+            progress: progress.clone(),
+            sender: self.sender.clone(),
+        };
+        if let Err(error) = departure.spawn(address) {
+            progress.fail(MigrationPhase::Failed, error.to_string());
+            return Err(Fault::from_error(&error));
+        }
+        self.moving = Some(Moving {
+            control,
+            ran: false,
+        });
+        Ok(())
+    }
+
+    /// What the machine is, for the target.
+    fn offer(&self, request: &SendMigration) -> Offer {
+        let known = self.vcpus.first().map(|vcpu| vcpu.known());
+        let mut offer = Offer::of(&self.description.config, &self.memory, known);
+        offer.mode = request.mode;
+        offer.may_follow =
+            request.mode != MigrationMode::PreCopy || request.on_timeout == OnTimeout::PostCopy;
+        offer.connections = request.connections;
+        offer.with_disks = request.with_disks;
+        offer.paused = self.state == VmState::Paused;
+        offer
+    }
+
+    fn patch_move(&self, patch: &MigrationPatch) -> Result<(), Fault> {
+        let Some(moving) = &self.moving else {
+            return Err(nothing_moves());
+        };
+        if patch.decision.is_some() {
+            let phase = self.telemetry.migration.get().phase;
+            if phase != MigrationPhase::InDoubt {
+                return Err(Fault::new(
+                    "There is nothing to decide: the two sides have not lost each other.",
+                ));
+            }
+        }
+        moving.control.patch(patch);
+        Ok(())
+    }
+
+    fn cancel_move(&self) -> Result<(), Fault> {
+        let Some(moving) = &self.moving else {
+            return Err(nothing_moves());
+        };
+        match self.telemetry.migration.get().phase {
+            MigrationPhase::InDoubt => Err(Fault::new(
+                "The machine was handed over, and it is not known whether it has arrived: wait \
+                 until the target is found again, or decide with PATCH /migration.",
+            )),
+            MigrationPhase::PostCopy | MigrationPhase::PostCopyInterrupted => Err(Fault::new(
+                "The machine runs at the target already: it cannot be called back.",
+            )),
+            _ => {
+                moving.control.cancel();
+                Ok(())
+            }
+        }
+    }
+
+    /// What the thread that sends wants.
+    pub(crate) fn departure(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::HandOver(reply) => self.hand_over(&reply),
+            SourceEvent::Throttle(percent) => self.throttle(percent),
+            SourceEvent::Resume => self.take_back(),
+            SourceEvent::Ended(SourceEnd::Moved) => {
+                self.moving = None;
+                self.stop(Ok(Ending::Moved));
+                self.telemetry.migration.wait_seen(LAST_LOOK);
+            }
+            SourceEvent::Ended(SourceEnd::Kept) => {
+                self.take_back();
+                self.throttle(0);
+                self.moving = None;
+            }
+        }
+    }
+
+    /// Stops the machine, and gives its state away.
+    fn hand_over(&mut self, reply: &Sender<HandOver>) {
+        let since = Instant::now();
+        let ran = self.state == VmState::Running;
+        let stopped = self.stop_for_move(ran);
+        // Whoever asked may have ended.
+        let _ = match stopped {
+            Err(why) => reply.send(HandOver::Failed(why)),
+            Ok(()) => {
+                let _ = reply.send(HandOver::Held { since });
+                match self.state_to_move() {
+                    Ok(state) => reply.send(HandOver::State(state)),
+                    Err(error) => reply.send(HandOver::Failed(with_causes(&error))),
+                }
+            }
+        };
+    }
+
+    fn stop_for_move(&mut self, ran: bool) -> Result<(), String> {
+        let Some(moving) = &mut self.moving else {
+            return Err("it does not move".into());
+        };
+        moving.ran = ran;
+        if ran {
+            self.pause().map_err(|error| with_causes(&error))?;
+        }
+        let next = self.state.next(VmEvent::Depart);
+        self.enter(next.map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    fn state_to_move(&self) -> Result<Vec<u8>, CreateError> {
+        let mut state = StateWriter::new();
+        state.push(0, &MetadataSection::of(&self.description.mmds))?;
+        self.paused_view().write(&mut state)?;
+        Ok(state.finish())
+    }
+
+    /// The guest stays: it goes on, if it was stopped for the move.
+    fn take_back(&mut self) {
+        let Ok(next) = self.state.next(VmEvent::Return) else {
+            return;
+        };
+        self.enter(next);
+        if self.moving.as_ref().is_some_and(|moving| moving.ran) {
+            // It was paused by us, so it can go on.
+            let _ = self.resume();
+        }
+    }
+
+    /// A machine that is stopped while it moves must not go on at the target.
+    pub(super) fn call_off_move(&self) {
+        if let Some(moving) = &self.moving {
+            moving.control.cancel();
+            self.telemetry.migration.wait_over(CALL_OFF);
+        }
+    }
+}
+
+fn nothing_moves() -> Fault {
+    Fault::new("The machine is not being moved.")
+}

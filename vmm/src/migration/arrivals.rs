@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Memory that arrives over several connections. Pages of a pass must not overtake those of the
+//! pass before it, so all connections wait for each other at its end.
+//!
+//! Each connection but the first has a thread, called `migration N`. They share the memory, which
+//! nobody else uses yet, and the [`Rendezvous`]; its lock is held for a few instructions.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use brume_api::with_causes;
+use brume_migration::{Channel, ChannelError, Closer, Message, PagesIn, Received};
+
+use super::status::Progress;
+use crate::memory::MachineMemory;
+use crate::page_set::PAGE_SIZE;
+
+/// Where connections wait for each other.
+pub(super) struct Rendezvous {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// The last pass that has ended, by connection.
+    ended: Vec<u32>,
+    /// Why one of them has none any more.
+    broken: Option<String>,
+}
+
+impl Rendezvous {
+    /// For so many connections.
+    pub(super) fn new(connections: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                ended: vec![0; connections],
+                broken: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Waits until all connections are at the end of `pass`, as this one is; why they never will.
+    pub(super) fn wait(&self, connection: usize, pass: u32) -> Result<(), String> {
+        let mut state = self.lock();
+        let mine = state.ended.get_mut(connection);
+        if mine.as_ref().is_none_or(|ended| **ended + 1 != pass) {
+            return Err("the source counts passes wrong".into());
+        }
+        if let Some(mine) = mine {
+            *mine = pass;
+        }
+        self.changed.notify_all();
+        let state = self.changed.wait_while(state, |state| {
+            state.broken.is_none() && state.ended.iter().any(|&ended| ended < pass)
+        });
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        match &state.broken {
+            Some(why) => Err(why.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// A connection is gone: nobody has to wait any more.
+    pub(super) fn break_up(&self, why: String) {
+        self.lock().broken.get_or_insert(why);
+        self.changed.notify_all();
+    }
+
+    /// Why it was broken up.
+    pub(super) fn broken(&self) -> Option<String> {
+        self.lock().broken.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Pages into memory that are there; how many had bytes, and how many were zeros.
+pub(super) fn apply(memory: &MachineMemory, pages: PagesIn<'_>) -> io::Result<(u64, u64)> {
+    let mut counts = (0, 0);
+    for (run, bytes) in pages.runs() {
+        let range = run.first..run.first + u64::from(run.pages);
+        let slice = memory.slice(range.clone())?;
+        match bytes {
+            Some(bytes) => {
+                slice.copy_from(bytes);
+                counts.0 += u64::from(run.pages);
+            }
+            None => {
+                // A page that was never written to is not made by it.
+                for page in range {
+                    if !memory.is_zero(page)? {
+                        let one = memory.slice(page..page + 1)?;
+                        one.copy_from(&[0_u8; PAGE_SIZE as usize]);
+                    }
+                }
+                counts.1 += u64::from(run.pages);
+            }
+        }
+    }
+    Ok(counts)
+}
+
+/// Applies pages and tells of them.
+pub(super) fn take(
+    memory: &MachineMemory,
+    pages: PagesIn<'_>,
+    progress: &Progress,
+) -> Result<(), String> {
+    let (data, zeros) = apply(memory, pages)
+        .map_err(|_| "the source has sent pages that the machine does not have".to_owned())?;
+    progress.update(|status| {
+        status.pages += data;
+        status.zero_pages += zeros;
+        status.bytes += data * PAGE_SIZE;
+    });
+    Ok(())
+}
+
+/// The connections but the first one.
+pub(super) struct Arrivals {
+    threads: Vec<JoinHandle<()>>,
+    closers: Vec<Closer>,
+}
+
+impl Arrivals {
+    /// Serves `channels`.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no thread.
+    pub(super) fn start(
+        channels: Vec<Channel>,
+        memory: &Arc<MachineMemory>,
+        rendezvous: &Arc<Rendezvous>,
+        progress: &Progress,
+    ) -> Result<Self, ChannelError> {
+        let mut all = Self {
+            threads: Vec::new(),
+            closers: Vec::new(),
+        };
+        for (index, mut channel) in (1..).zip(channels) {
+            all.closers.push(channel.closer()?);
+            let (memory, rendezvous) = (memory.clone(), rendezvous.clone());
+            let progress = progress.clone();
+            let serve = move || {
+                if let Err(why) = serve(&mut channel, index, &memory, &rendezvous, &progress) {
+                    rendezvous.break_up(why);
+                }
+            };
+            let thread = thread::Builder::new().name(format!("migration {index}"));
+            let thread = thread.spawn(serve).map_err(ChannelError::Lost)?;
+            all.threads.push(thread);
+        }
+        Ok(all)
+    }
+}
+
+impl Drop for Arrivals {
+    fn drop(&mut self) {
+        self.closers.iter().for_each(Closer::close);
+        for thread in self.threads.drain(..) {
+            // A panic has been reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(
+    channel: &mut Channel,
+    index: usize,
+    memory: &MachineMemory,
+    rendezvous: &Rendezvous,
+    progress: &Progress,
+) -> Result<(), String> {
+    loop {
+        match channel.receive() {
+            Ok(Received::Pages(pages)) => take(memory, pages, progress)?,
+            Ok(Received::Message(Message::PassEnded { pass, .. })) => {
+                rendezvous.wait(index, pass)?;
+            }
+            Ok(Received::Message(Message::KeepAlive)) => {}
+            Ok(_) => return Err("the source has sent something else than pages".into()),
+            // How the move ends is said on the first connection.
+            Err(ChannelError::Closed) => return Ok(()),
+            Err(error) => return Err(with_causes(&error)),
+        }
+    }
+}

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The source's side of a move, up to the hand-over.
+
+use std::io;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use brume_api::{MigrationMode, MigrationPass, MigrationPhase, OnTimeout, SendMigration};
+use brume_migration::{Address, Channel, ChannelError, Link, Message, Purpose, Session};
+
+use super::control::Control;
+use super::error::SourceError;
+use super::lanes::{Lane, Lanes};
+use super::offer::Offer;
+use super::pace::{Next, Pace, Passed};
+use super::passes::{PassDone, Passes};
+use super::status::{Progress, micros, per_second};
+use super::switch_over::SwitchOver;
+use crate::dirty::DirtyTracker;
+use crate::event::{Event, EventSender};
+use crate::memory::MachineMemory;
+use crate::page_set::PAGE_SIZE;
+
+/// How long the target may take to answer a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take to make everything that the machine needs.
+const OFFER_LIMIT: Duration = Duration::from_secs(60);
+/// How long nothing may move while the guest runs here.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the owner of the machine is asked for, or told.
+pub(crate) enum SourceEvent {
+    /// Stop the machine, and give its state away.
+    HandOver(Sender<HandOver>),
+    /// Slow the vCPUs by so many percent.
+    Throttle(u8),
+    /// The guest stays: it goes on, if it was stopped for this.
+    Resume,
+    /// It is over.
+    Ended(SourceEnd),
+}
+
+/// The answers to [`SourceEvent::HandOver`], one after the other.
+pub(crate) enum HandOver {
+    /// vCPUs and devices stand still.
+    Held {
+        /// When the order to stop was given to them.
+        since: Instant,
+    },
+    /// The state of the machine.
+    State(Vec<u8>),
+    /// It does not stop, or has no state.
+    Failed(String),
+}
+
+/// How it ended for the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SourceEnd {
+    /// The machine is the target's.
+    Moved,
+    /// The machine stays.
+    Kept,
+}
+
+/// A machine that is about to move.
+pub(crate) struct Departure {
+    pub(crate) request: SendMigration,
+    pub(crate) offer: Offer,
+    pub(crate) memory: Arc<MachineMemory>,
+    pub(crate) tracker: Arc<Mutex<DirtyTracker>>,
+    pub(crate) control: Control,
+    pub(crate) progress: Progress,
+    pub(crate) sender: EventSender,
+}
+
+impl Departure {
+    /// Moves it, beside its owner.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no thread.
+    pub(crate) fn spawn(self, address: Address) -> io::Result<()> {
+        thread::Builder::new()
+            .name("migration".into())
+            .spawn(move || {
+                let sender = self.sender.clone();
+                let end = self.run(&address);
+                sender.send(Event::Migration(SourceEvent::Ended(end)));
+            })
+            .map(drop)
+    }
+
+    fn run(mut self, address: &Address) -> SourceEnd {
+        let mut passes = None;
+        let result = self.send(address, &mut passes);
+        match result {
+            Ok(end) => end,
+            Err(error) => {
+                if let Some(passes) = passes {
+                    passes.end();
+                }
+                self.sender.send(Event::Migration(SourceEvent::Resume));
+                self.tell_failure(&error);
+                SourceEnd::Kept
+            }
+        }
+    }
+
+    fn tell_failure(&self, error: &SourceError) {
+        if self.control.is_cancelled() {
+            tracing::info!("the machine stays: its move was called off");
+            let why = "it was called off".to_owned();
+            return self.progress.fail(MigrationPhase::Cancelled, why);
+        }
+        let why = brume_api::with_causes(error);
+        tracing::error!("the machine stays, because it cannot be moved: {why}");
+        self.progress.fail(MigrationPhase::Failed, why);
+    }
+
+    /// Sends the machine. An error says that it stays here, and that nothing of it was handed over.
+    fn send(
+        &mut self,
+        address: &Address,
+        begun: &mut Option<Arc<Passes>>,
+    ) -> Result<SourceEnd, SourceError> {
+        let session =
+            Session::new().map_err(|error| SourceError::Thread(io::Error::other(error)))?;
+        let mut channel = self.connect(address)?;
+        channel.greet(&session, Purpose::Control)?;
+        self.progress.enter(MigrationPhase::Negotiating);
+        let sent = self.offer(&mut channel).and_then(|()| {
+            let others = self.open_others(address, &session)?;
+            Ok(others)
+        });
+        let others = match sent {
+            Ok(others) => others,
+            Err(error) => return Err(call_off(&mut channel, error)),
+        };
+        let lane = |channel| Lane::new(channel, self.memory.clone(), self.control.clone());
+        let others = others.into_iter().map(lane).collect();
+        let mut lanes = Lanes::new(lane(channel), others).map_err(SourceError::Thread)?;
+        let passes = Passes::begin(
+            self.memory.clone(),
+            self.tracker.clone(),
+            self.progress.clone(),
+        )?;
+        let passes = begun.insert(Arc::new(passes)).clone();
+        let number = match self.pre_copy(&passes, &mut lanes) {
+            Ok(number) => number,
+            Err(error) => return Err(call_off(&mut lanes.first.channel, error)),
+        };
+        let switch = SwitchOver {
+            passes: &passes,
+            lanes: &mut lanes,
+            control: &self.control,
+            progress: &self.progress,
+            sender: &self.sender,
+            session: &session,
+            address,
+        };
+        switch.run(number)
+    }
+
+    fn connect(&self, address: &Address) -> Result<Channel, SourceError> {
+        if self.control.is_cancelled() {
+            return Err(SourceError::Cancelled);
+        }
+        let link = Link::connect(address, CONNECT_LIMIT)?;
+        let mut channel = Channel::new(link);
+        self.control.watch(channel.closer()?);
+        channel.set_limit(STALL_LIMIT)?;
+        Ok(channel)
+    }
+
+    /// Agrees with the target on what moves.
+    fn offer(&self, channel: &mut Channel) -> Result<(), SourceError> {
+        let offer = serde_json::to_value(&self.offer).map_err(ChannelError::Message)?;
+        channel.send(&Message::Offer(offer))?;
+        channel.set_limit(OFFER_LIMIT)?;
+        match channel.receive_message()? {
+            Message::Accepted(_) => {}
+            Message::Refused { reasons } => return Err(SourceError::Refused(reasons)),
+            Message::Failed { why } => return Err(SourceError::Target(why)),
+            _ => return Err(out_of_turn()),
+        }
+        channel.set_limit(STALL_LIMIT)?;
+        Ok(())
+    }
+
+    fn open_others(
+        &self,
+        address: &Address,
+        session: &Session,
+    ) -> Result<Vec<Channel>, SourceError> {
+        let open = |index| {
+            let mut channel = self.connect(address)?;
+            channel.greet(session, Purpose::Pages { index })?;
+            Ok(channel)
+        };
+        (1..self.request.connections).map(open).collect()
+    }
+
+    /// Passes until what is left can be sent with the guest stopped; the number of the last pass.
+    fn pre_copy(&self, passes: &Passes, lanes: &mut Lanes) -> Result<u32, SourceError> {
+        if self.request.mode == MigrationMode::PostCopy {
+            return Ok(1);
+        }
+        self.progress.enter(MigrationPhase::PreCopy);
+        let mut pace = Pace::new();
+        for number in 1.. {
+            let begun = Instant::now();
+            self.progress.update(|status| status.pass = number);
+            let done = passes.pass(number, lanes)?;
+            await_pass(&mut lanes.first.channel, number)?;
+            let time = begun.elapsed();
+            let left = passes.left()?.count();
+            let next = self.decide(&mut pace, (number, done, time, left))?;
+            self.tell_pass(&pace, (number, done, time, left));
+            match next {
+                Next::Stop => return Ok(number + 1),
+                Next::Throttle(percent) => {
+                    let throttle = SourceEvent::Throttle(percent);
+                    self.sender.send(Event::Migration(throttle));
+                }
+                Next::Pass => {}
+            }
+        }
+        Err(SourceError::TooSlow)
+    }
+
+    fn decide(
+        &self,
+        pace: &mut Pace,
+        (number, done, time, left): (u32, PassDone, Duration, u64),
+    ) -> Result<Next, SourceError> {
+        if self.control.is_cancelled() {
+            return Err(SourceError::Cancelled);
+        }
+        let limits = self.control.limits();
+        let passed = Passed {
+            number,
+            bytes: done.sent.pages * PAGE_SIZE,
+            time,
+            left,
+        };
+        let next = pace.after(passed, limits.max_downtime, limits.auto_converge);
+        let late = limits
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline);
+        if next == Next::Stop || !late {
+            return Ok(next);
+        }
+        match limits.on_timeout {
+            OnTimeout::Cancel => Err(SourceError::TooSlow),
+            OnTimeout::Force | OnTimeout::PostCopy => Ok(Next::Stop),
+        }
+    }
+
+    fn tell_pass(&self, pace: &Pace, (number, done, time, left): (u32, PassDone, Duration, u64)) {
+        let bandwidth = per_second(done.sent.bytes, time);
+        let dirty_rate = per_second(left * PAGE_SIZE, time);
+        let pass = MigrationPass {
+            pass: number,
+            pages: done.pages,
+            sent_pages: done.sent.pages,
+            skipped_pages: done.skipped,
+            bytes: done.sent.bytes,
+            duration_us: micros(time),
+            bandwidth,
+            dirtied_pages: left,
+            throttle_percent: pace.throttle(),
+        };
+        tracing::debug!(
+            "migration: pass {number}: {} pages in {} us, {left} left",
+            done.sent.pages,
+            micros(time)
+        );
+        self.progress.update(|status| {
+            status.bandwidth = bandwidth;
+            status.dirty_rate = dirty_rate;
+            status.remaining_pages = left;
+            status.throttle_percent = pace.throttle();
+            status.expected_downtime_us = pace.downtime(left).map(micros);
+            status.bandwidth_limit = self.control.rate().get();
+            status.max_downtime_us = micros(self.control.limits().max_downtime);
+            // Only if it gets less: else nobody knows.
+            status.time_left_ms = pace
+                .bandwidth()
+                .filter(|&bandwidth| bandwidth > dirty_rate)
+                .map(|bandwidth| left * PAGE_SIZE * 1000 / (bandwidth - dirty_rate));
+        });
+        self.progress.passed(pass);
+    }
+}
+
+/// Waits until the target has all of a pass.
+fn await_pass(channel: &mut Channel, number: u32) -> Result<(), SourceError> {
+    loop {
+        match channel.receive_message()? {
+            Message::PassTaken { pass } if pass == number => return Ok(()),
+            Message::KeepAlive => {}
+            Message::Failed { why } => return Err(SourceError::Target(why)),
+            _ => return Err(out_of_turn()),
+        }
+    }
+}
+
+pub(super) fn out_of_turn() -> SourceError {
+    SourceError::Channel(ChannelError::OutOfTurn("another message than expected"))
+}
+
+/// Tells the target that the machine does not come, if it can be told; the error, or what the
+/// target has said of it.
+fn call_off(channel: &mut Channel, error: SourceError) -> SourceError {
+    const WORD: Duration = Duration::from_millis(200);
+    let _ = channel.set_limit(WORD);
+    let why = error.to_string();
+    let _ = channel.send(&Message::Cancel { why });
+    if matches!(error, SourceError::Channel(_)) && channel.wait(WORD).unwrap_or(false) {
+        if let Ok(Message::Failed { why }) = channel.receive_message() {
+            return SourceError::Target(why);
+        }
+    }
+    error
+}

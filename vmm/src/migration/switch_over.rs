@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The hand-over as the source carries it out. Which side may run the guest is decided by
+//! [`brume_migration::Source`]; here are its connection, its clock and its owner.
+
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use brume_api::{MigrationDecision, MigrationDowntime, MigrationPhase};
+use brume_migration::{
+    Address, Channel, ChannelError, Decision, Link, Message, Purpose, Received, Session, Source,
+    SourceAction, SourceEvent as Event, SourceState,
+};
+
+use super::control::Control;
+use super::error::SourceError;
+use super::lanes::Lanes;
+use super::passes::Passes;
+use super::source::{HandOver, SourceEnd, SourceEvent};
+use super::status::{Progress, micros};
+use crate::event::{Event as OwnerEvent, EventSender};
+
+/// How long nothing may move while the guest stands still.
+const STILL_LIMIT: Duration = Duration::from_secs(5);
+/// How often it is looked whether a client has called it off.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long to wait between two tries to find the target again.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often it is tried to tell a lost target that it is not needed any more.
+const LAST_WORDS: u32 = 20;
+
+/// A hand-over.
+pub(super) struct SwitchOver<'a> {
+    pub(super) passes: &'a Passes,
+    pub(super) lanes: &'a mut Lanes,
+    pub(super) control: &'a Control,
+    pub(super) progress: &'a Progress,
+    pub(super) sender: &'a EventSender,
+    pub(super) session: &'a Session,
+    pub(super) address: &'a Address,
+}
+
+/// When things happened.
+#[derive(Default)]
+struct Moments {
+    stopped: Option<Instant>,
+    held: Option<Instant>,
+    pages_sent: Option<Instant>,
+    state_sent: Option<Instant>,
+    ready: Option<Instant>,
+    load: Duration,
+}
+
+impl SwitchOver<'_> {
+    /// Hands the machine over; an error says that it stays here.
+    pub(super) fn run(mut self, number: u32) -> Result<SourceEnd, SourceError> {
+        // How a connection ends means something from here on.
+        self.control.guard_connections();
+        if self.control.is_cancelled() {
+            self.cancel("it was called off");
+            return Err(SourceError::Cancelled);
+        }
+        self.progress.enter(MigrationPhase::SwitchOver);
+        self.progress.update(|status| status.pass = number);
+        let mut moments = Moments::default();
+        let mut machine = Source::new();
+        if let Err(error) = self.send_rest(number, &mut moments, &mut machine) {
+            // `Sent` was not written whole, so the target will not run what it has.
+            self.cancel(&error.to_string());
+            return Err(error);
+        }
+        Talk {
+            context: self,
+            machine,
+            moments,
+            channel: None,
+            error: None,
+            resumed: false,
+        }
+        .run()
+    }
+
+    fn cancel(&mut self, why: &str) {
+        let channel = &mut self.lanes.first.channel;
+        let why = why.to_owned();
+        let _ = channel.send(&Message::Cancel { why });
+    }
+
+    /// Stops the machine and sends what is left of its memory, and its state.
+    fn send_rest(
+        &mut self,
+        number: u32,
+        moments: &mut Moments,
+        machine: &mut Source,
+    ) -> Result<(), SourceError> {
+        self.lanes.first.channel.set_limit(STILL_LIMIT)?;
+        let (reply, answers) = channel();
+        let order = SourceEvent::HandOver(reply);
+        self.sender.send(OwnerEvent::Migration(order));
+        match answers.recv() {
+            Ok(HandOver::Held { since }) => moments.stopped = Some(since),
+            Ok(HandOver::Failed(why)) => return Err(SourceError::HandOver(why)),
+            _ => return Err(SourceError::Ended),
+        }
+        moments.held = Some(Instant::now());
+        self.passes.last(number, self.lanes)?;
+        moments.pages_sent = Some(Instant::now());
+        let state = match answers.recv() {
+            Ok(HandOver::State(state)) => state,
+            Ok(HandOver::Failed(why)) => return Err(SourceError::HandOver(why)),
+            _ => return Err(SourceError::Ended),
+        };
+        let channel = &mut self.lanes.first.channel;
+        channel.send_state(&state)?;
+        machine.step(Event::AllSent {
+            memory_follows: false,
+        });
+        channel.send(&Message::Sent {
+            paused_us: moments.stopped.map_or(0, |since| micros(since.elapsed())),
+            unix_ns: super::status::unix_nanos(),
+        })?;
+        moments.state_sent = Some(Instant::now());
+        Ok(())
+    }
+}
+
+/// The exchange after everything was sent.
+struct Talk<'a> {
+    context: SwitchOver<'a>,
+    machine: Source,
+    moments: Moments,
+    /// The connection after the first one.
+    channel: Option<Channel>,
+    error: Option<SourceError>,
+    /// Whether the guest goes on here.
+    resumed: bool,
+}
+
+impl Talk<'_> {
+    fn run(mut self) -> Result<SourceEnd, SourceError> {
+        loop {
+            match self.machine.state() {
+                SourceState::Gone | SourceState::Serving => {
+                    self.arrived();
+                    return Ok(SourceEnd::Moved);
+                }
+                SourceState::Kept => {
+                    return Err(self.error.take().unwrap_or(SourceError::Cancelled));
+                }
+                SourceState::InDoubt => self.seek(),
+                _ => {
+                    let event = self.hear();
+                    self.step(event);
+                }
+            }
+        }
+    }
+
+    fn channel(&mut self) -> &mut Channel {
+        match &mut self.channel {
+            Some(channel) => channel,
+            None => &mut self.context.lanes.first.channel,
+        }
+    }
+
+    /// The next event, of which there is always one in the end.
+    fn hear(&mut self) -> Event {
+        let end = Instant::now() + STILL_LIMIT;
+        loop {
+            if self.context.control.is_cancelled() && self.machine.state() == SourceState::Offered {
+                self.error = Some(SourceError::Cancelled);
+                return Event::CancelRequested;
+            }
+            match self.channel().wait(LOOK) {
+                Ok(false) if Instant::now() < end => continue,
+                Ok(false) => {
+                    self.error = Some(SourceError::Silent);
+                    return Event::TimedOut;
+                }
+                Ok(true) => {}
+                Err(error) => return self.channel_event(error),
+            }
+            let message = match self.channel().receive() {
+                Ok(Received::Message(message)) => message,
+                Ok(_) => return self.channel_event(ChannelError::OutOfTurn("something else")),
+                Err(error) => return self.channel_event(error),
+            };
+            self.note(&message);
+            if let Some(event) = Event::of(&message) {
+                return event;
+            }
+        }
+    }
+
+    fn note(&mut self, message: &Message) {
+        match message {
+            Message::Ready { load_us } => {
+                self.moments.ready = Some(Instant::now());
+                self.moments.load = Duration::from_micros(*load_us);
+            }
+            Message::Failed { why } => self.error = Some(SourceError::Target(why.clone())),
+            _ => {}
+        }
+    }
+
+    fn channel_event(&mut self, error: ChannelError) -> Event {
+        let event = match error {
+            ChannelError::Closed => Event::LinkClosed,
+            ChannelError::Lost(_) => Event::LinkLost,
+            ChannelError::TimedOut => Event::TimedOut,
+            _ => Event::Unexpected,
+        };
+        self.error = Some(error.into());
+        event
+    }
+
+    fn step(&mut self, event: Event) {
+        let before = self.machine.state();
+        for action in self.machine.step(event) {
+            self.act(*action);
+        }
+        let after = self.machine.state();
+        if before != after && after == SourceState::InDoubt {
+            tracing::warn!(
+                "the connection broke while the machine was handed over: neither side runs it \
+                 until the target is found again"
+            );
+            self.context.progress.enter(MigrationPhase::InDoubt);
+        }
+    }
+
+    fn act(&mut self, action: SourceAction) {
+        match action {
+            SourceAction::SendCommit => {
+                // A connection that does not take it will tell so when it is read from.
+                let _ = self.channel().send(&Message::Commit);
+            }
+            SourceAction::SendCancel => {
+                let why = self.error.as_ref();
+                let why = why.map_or_else(|| "it was called off".into(), ToString::to_string);
+                let _ = self.channel().send(&Message::Cancel { why });
+            }
+            SourceAction::ResumeGuest => {
+                self.context.passes.end();
+                let resume = OwnerEvent::Migration(SourceEvent::Resume);
+                self.context.sender.send(resume);
+                self.resumed = true;
+            }
+            SourceAction::StopGuest => {
+                let stop = SourceEvent::Ended(SourceEnd::Moved);
+                self.context.sender.send(OwnerEvent::Migration(stop));
+            }
+            SourceAction::Reconnect if self.machine.state() == SourceState::Kept => {
+                self.say_good_bye();
+            }
+            // Done by `seek`.
+            SourceAction::Reconnect => {}
+            SourceAction::Refuse(refusal) => tracing::warn!("{refusal}"),
+        }
+    }
+
+    /// Looks for the target again, or for somebody who decides.
+    fn seek(&mut self) {
+        match self.context.control.decision(RETRY) {
+            Some(MigrationDecision::Run) => return self.step(Event::Decision(Decision::Run)),
+            Some(MigrationDecision::Abandon) => {
+                return self.step(Event::Decision(Decision::Abandon));
+            }
+            None => {}
+        }
+        if let Ok(channel) = self.come_back() {
+            self.channel = Some(channel);
+            self.step(Event::Returned);
+        }
+    }
+
+    fn come_back(&self) -> Result<Channel, SourceError> {
+        let link = Link::connect(self.context.address, STILL_LIMIT)?;
+        let mut channel = Channel::new(link);
+        channel.set_limit(STILL_LIMIT)?;
+        channel.greet(self.context.session, Purpose::Return)?;
+        Ok(channel)
+    }
+
+    /// Tells a target that was lost that it is not needed any more, beside everything else.
+    fn say_good_bye(&self) {
+        let (address, session) = (self.context.address.clone(), self.context.session.clone());
+        let tell = move || {
+            for _ in 0..LAST_WORDS {
+                std::thread::sleep(RETRY);
+                let link = Link::connect(&address, STILL_LIMIT);
+                let told = link.map_err(SourceError::from).and_then(|link| {
+                    let mut channel = Channel::new(link);
+                    channel.set_limit(STILL_LIMIT)?;
+                    channel.greet(&session, Purpose::Return)?;
+                    let why = "the source goes on with the machine".to_owned();
+                    Ok(channel.send(&Message::Cancel { why })?)
+                });
+                if told.is_ok() {
+                    return;
+                }
+            }
+        };
+        // Without it the target waits for somebody to decide.
+        let _ = std::thread::Builder::new()
+            .name("migration".into())
+            .spawn(tell);
+    }
+
+    /// The machine is the target's.
+    fn arrived(&mut self) {
+        self.context.passes.end();
+        let committed = self.moments.ready.unwrap_or_else(Instant::now);
+        let mut resume = committed.elapsed();
+        // It says how long it took there; what is left is the way there and back.
+        let channel = self.channel();
+        if channel.wait(Duration::from_secs(1)).unwrap_or(false)
+            && let Ok(Message::Running { resume_us }) = channel.receive_message()
+        {
+            let all = committed.elapsed();
+            let there = Duration::from_micros(resume_us);
+            resume = there + all.saturating_sub(there) / 2;
+        }
+        let downtime = self.moments.downtime(resume);
+        tracing::info!(
+            "the machine has moved to {}; it stood still for {} us",
+            self.context.address,
+            downtime.total_us
+        );
+        self.context.progress.update(|status| {
+            status.downtime = Some(downtime);
+            status.remaining_pages = 0;
+            status.expected_downtime_us = None;
+            status.time_left_ms = None;
+        });
+        self.context.progress.enter(MigrationPhase::Completed);
+    }
+}
+
+impl Moments {
+    fn downtime(&self, resume: Duration) -> MigrationDowntime {
+        let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.saturating_duration_since(from),
+            _ => Duration::ZERO,
+        };
+        let parts = [
+            between(self.stopped, self.held),
+            between(self.held, self.pages_sent),
+            between(self.pages_sent, self.state_sent),
+            between(self.state_sent, self.ready),
+            resume,
+        ];
+        let [pause_us, pages_us, state_us, load_us, resume_us] = parts.map(micros);
+        MigrationDowntime {
+            total_us: micros(parts.iter().sum()),
+            pause_us,
+            pages_us,
+            state_us,
+            load_us,
+            resume_us,
+        }
+    }
+}

@@ -1,0 +1,501 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The target's side of a move. Which side may run the guest is decided by
+//! [`brume_migration::Target`]; here are its connections and its owner.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use brume_api::{MigrationDecision, MigrationPhase, with_causes};
+use brume_migration::{
+    Channel, ChannelError, Decision, Hello, Listener, Message, Purpose, Received, Session,
+    Standing, Target, TargetAction, TargetEvent, TargetState,
+};
+
+use super::arrivals::{Arrivals, Rendezvous, take};
+use super::control::Control;
+use super::incoming::{IncomingEvent, Stopped};
+use super::offer::Offer;
+use super::status::{Progress, micros};
+use crate::event::{Event, EventSender};
+use crate::memory::{Backing, MachineMemory};
+
+/// How often it is looked whether a client has called it off.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a stranger may take to say who it is.
+const GREETING_LIMIT: Duration = Duration::from_secs(5);
+/// How long the other connections of a move may take to come.
+const OTHERS_LIMIT: Duration = Duration::from_secs(10);
+/// How long nothing may come while memory moves.
+const STALL_LIMIT: Duration = Duration::from_secs(30);
+/// The most connections that carry memory.
+const MOST_CONNECTIONS: u8 = 16;
+/// The largest state of a machine, in bytes.
+const MOST_STATE: usize = 64 << 20;
+
+/// Waits for a machine.
+pub(crate) struct Reception {
+    pub(crate) listener: Listener,
+    pub(crate) control: Control,
+    pub(crate) progress: Progress,
+    pub(crate) sender: EventSender,
+}
+
+/// A move that came to nothing, in words for people.
+struct Failure(String);
+
+impl From<ChannelError> for Failure {
+    fn from(error: ChannelError) -> Self {
+        Self(with_causes(&error))
+    }
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self(why)
+    }
+}
+
+impl Reception {
+    /// Waits beside the owner.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no thread.
+    pub(crate) fn spawn(self) -> io::Result<JoinHandle<()>> {
+        thread::Builder::new()
+            .name("migration".into())
+            .spawn(move || {
+                let sender = self.sender.clone();
+                self.run();
+                sender.send(Event::Incoming(IncomingEvent::Ended));
+            })
+    }
+
+    fn run(self) {
+        let mut dropped = HashSet::new();
+        while !self.control.is_cancelled() {
+            let link = match self.listener.accept(LOOK) {
+                Ok(Some(link)) => link,
+                Ok(None) => continue,
+                Err(error) => {
+                    return self
+                        .progress
+                        .fail(MigrationPhase::Failed, with_causes(&error));
+                }
+            };
+            let peer = link.peer().to_owned();
+            let mut channel = Channel::new(link);
+            let hello = channel
+                .set_limit(GREETING_LIMIT)
+                .and_then(|()| channel.meet());
+            match hello {
+                Ok(hello) if hello.purpose == Purpose::Control => {
+                    if self.receive(channel, &hello, peer) {
+                        return;
+                    }
+                    dropped.insert(hello.session);
+                    self.control.forget_connections();
+                }
+                Ok(hello) => answer_late(&mut channel, &hello, &dropped),
+                Err(error) => tracing::warn!("{peer}: {}", with_causes(&error)),
+            }
+        }
+        self.progress
+            .fail(MigrationPhase::Cancelled, "it was called off".into());
+    }
+
+    /// Receives a machine; whether it has arrived.
+    fn receive(&self, channel: Channel, hello: &Hello, peer: String) -> bool {
+        tracing::info!("a machine comes from {peer}");
+        self.progress.restart(&peer);
+        let mut arrival = Arrival {
+            reception: self,
+            session: &hello.session,
+            channel: Some(channel),
+            machine: Target::new(),
+            trouble: None,
+        };
+        let result = arrival.receive(hello);
+        let arrived = arrival.machine.state() == TargetState::Running;
+        if arrived {
+            return true;
+        }
+        let sender = &self.sender;
+        sender.send(Event::Incoming(IncomingEvent::Drop));
+        let why = match result {
+            Err(Failure(why)) => arrival.trouble.take().unwrap_or(why),
+            Ok(()) => arrival.trouble.take().unwrap_or_default(),
+        };
+        tracing::warn!("the machine from {peer} has not arrived: {why}");
+        self.progress.wait_again(why);
+        false
+    }
+}
+
+/// Tells who comes back to a move that is over.
+fn answer_late(channel: &mut Channel, hello: &Hello, dropped: &HashSet<Session>) {
+    if hello.purpose == Purpose::Return && dropped.contains(&hello.session) {
+        let told = channel
+            .welcome(hello)
+            .and_then(|()| channel.send(&Message::Standing(Standing::HasDropped)));
+        if told.is_ok() {
+            // It may have something to say, and reads what was sent first.
+            let _ = channel.receive();
+        }
+        return;
+    }
+    channel.refuse(vec![
+        "the target knows nothing of this move: it was begun with another process".into(),
+    ]);
+}
+
+/// A machine that arrives.
+struct Arrival<'a> {
+    reception: &'a Reception,
+    session: &'a Session,
+    channel: Option<Channel>,
+    machine: Target,
+    /// What has gone wrong, as far as it was told.
+    trouble: Option<String>,
+}
+
+impl Arrival<'_> {
+    /// Receives it to its end, whichever that is.
+    fn receive(&mut self, hello: &Hello) -> Result<(), Failure> {
+        let Some(channel) = &mut self.channel else {
+            return Ok(());
+        };
+        self.reception.control.watch(channel.closer()?);
+        channel.welcome(hello)?;
+        let offer = hear_offer(channel)?;
+        let memory = self.prepare(&offer)?;
+        let rendezvous = Arc::new(Rendezvous::new(usize::from(offer.connections)));
+        let others = self.accept_others(offer.connections)?;
+        let progress = &self.reception.progress;
+        let arrivals = Arrivals::start(others, &memory, &rendezvous, progress)?;
+        let state = match self.memory_and_state(&memory, &rendezvous) {
+            Ok(Some(state)) => state,
+            Ok(None) => return Ok(()),
+            Err(Failure(why)) => {
+                let why = rendezvous.broken().unwrap_or(why);
+                rendezvous.break_up(why.clone());
+                self.trouble = Some(why.clone());
+                self.step(TargetEvent::LoadFailed);
+                return Err(Failure(why));
+            }
+        };
+        // All of them have come to the end of the last pass.
+        drop(arrivals);
+        self.reception.control.guard_connections();
+        progress.enter(MigrationPhase::SwitchOver);
+        self.load(state);
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Has the owner make what the machine needs, and tells the source.
+    fn prepare(&mut self, offer: &Offer) -> Result<Arc<MachineMemory>, Failure> {
+        let progress = &self.reception.progress;
+        progress.enter(MigrationPhase::Negotiating);
+        let (reply, prepared) = channel();
+        let event = IncomingEvent::Prepare {
+            offer: Box::new(offer.clone()),
+            reply,
+        };
+        self.reception.sender.send(Event::Incoming(event));
+        let prepared = prepared.recv();
+        let Some(channel) = &mut self.channel else {
+            return Err(Failure("there is no connection".into()));
+        };
+        match prepared {
+            Ok(Ok(guest)) => {
+                channel.send(&Message::Accepted(serde_json::Value::Null))?;
+                channel.set_limit(STALL_LIMIT)?;
+                let memory = MachineMemory::new(guest, Backing::Zeros);
+                progress.update(|status| {
+                    status.memory_bytes = memory.size;
+                    status.mode = offer.mode;
+                });
+                progress.enter(MigrationPhase::PreCopy);
+                Ok(Arc::new(memory))
+            }
+            Ok(Err(reasons)) => Err(channel.refuse(reasons).into()),
+            Err(_) => Err(Failure("the process is about to end".into())),
+        }
+    }
+
+    /// Waits for the other connections of the move.
+    fn accept_others(&self, connections: u8) -> Result<Vec<Channel>, Failure> {
+        let mut others: Vec<Option<Channel>> = (1..connections).map(|_| None).collect();
+        let end = Instant::now() + OTHERS_LIMIT;
+        while others.iter().any(Option::is_none) {
+            if Instant::now() >= end || self.reception.control.is_cancelled() {
+                let why = "not all connections that the source has announced have come";
+                return Err(Failure(why.into()));
+            }
+            let Some(link) = self.accept()? else {
+                continue;
+            };
+            let mut channel = Channel::new(link);
+            let met = channel
+                .set_limit(GREETING_LIMIT)
+                .and_then(|()| channel.meet());
+            let Ok(hello) = met else {
+                continue;
+            };
+            let place = match hello.purpose {
+                Purpose::Pages { index } if hello.session == *self.session => index
+                    .checked_sub(1)
+                    .and_then(|index| others.get_mut(usize::from(index))),
+                _ => None,
+            };
+            match place {
+                Some(place @ None) => {
+                    channel.welcome(&hello)?;
+                    channel.set_limit(STALL_LIMIT)?;
+                    *place = Some(channel);
+                }
+                _ => drop(channel.refuse(vec!["the target receives another machine".into()])),
+            }
+        }
+        Ok(others.into_iter().flatten().collect())
+    }
+
+    fn accept(&self) -> Result<Option<brume_migration::Link>, Failure> {
+        let accepted = self.reception.listener.accept(LOOK);
+        accepted.map_err(|error| Failure(with_causes(&error)))
+    }
+
+    /// Takes memory and state; `None` if the source has called it off.
+    fn memory_and_state(
+        &mut self,
+        memory: &MachineMemory,
+        rendezvous: &Rendezvous,
+    ) -> Result<Option<(Vec<u8>, Stopped)>, Failure> {
+        let progress = &self.reception.progress;
+        let Some(channel) = &mut self.channel else {
+            return Ok(None);
+        };
+        let mut state = Vec::new();
+        loop {
+            match channel.receive()? {
+                Received::Pages(pages) => take(memory, pages, progress)?,
+                Received::State { offset, bytes, .. } => {
+                    if offset != state.len() as u64 || state.len() + bytes.len() > MOST_STATE {
+                        let why = "the source has sent a state that does not fit together";
+                        return Err(Failure(why.into()));
+                    }
+                    state.extend_from_slice(bytes);
+                }
+                Received::Message(Message::PassEnded { pass, .. }) => {
+                    rendezvous.wait(0, pass)?;
+                    channel.send(&Message::PassTaken { pass })?;
+                    progress.update(|status| status.pass = pass);
+                }
+                Received::Message(Message::Sent { paused_us, unix_ns }) => {
+                    let stopped = Stopped {
+                        before: Duration::from_micros(paused_us),
+                        sent_unix_ns: unix_ns,
+                        arrived: Instant::now(),
+                    };
+                    return Ok(Some((state, stopped)));
+                }
+                Received::Message(Message::Cancel { why }) => {
+                    self.trouble = Some(format!("the source keeps it: {why}"));
+                    self.step(TargetEvent::Cancel);
+                    return Ok(None);
+                }
+                Received::Message(Message::KeepAlive) => {}
+                _ => {
+                    let why = "the source has sent something out of turn";
+                    return Err(Failure(why.into()));
+                }
+            }
+        }
+    }
+
+    /// Has the owner give the machine its state.
+    fn load(&mut self, (state, stopped): (Vec<u8>, Stopped)) {
+        let begun = Instant::now();
+        let (reply, loaded) = channel();
+        let event = IncomingEvent::Load {
+            state,
+            stopped,
+            reply,
+        };
+        self.reception.sender.send(Event::Incoming(event));
+        let loaded = loaded.recv();
+        let event = match loaded {
+            Ok(Ok(())) => TargetEvent::StateLoaded {
+                memory_follows: false,
+            },
+            Ok(Err(why)) => {
+                self.trouble = Some(why);
+                TargetEvent::LoadFailed
+            }
+            Err(_) => TargetEvent::LoadFailed,
+        };
+        let load_us = micros(begun.elapsed());
+        for action in self.machine.step(event) {
+            match action {
+                TargetAction::SendReady => self.send(&Message::Ready { load_us }),
+                action => self.act(*action),
+            }
+        }
+    }
+
+    /// Waits for the word of the source, or what takes its place.
+    fn hand_over(&mut self) {
+        loop {
+            match self.machine.state() {
+                TargetState::Running | TargetState::Dropped | TargetState::Receiving => return,
+                TargetState::InDoubt => self.seek(),
+                TargetState::Loaded | TargetState::Asked => {
+                    let event = self.hear();
+                    self.step(event);
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self) -> TargetEvent {
+        let Some(channel) = &mut self.channel else {
+            return TargetEvent::LinkLost;
+        };
+        let received = loop {
+            match channel.receive() {
+                // It is still there.
+                Ok(Received::Message(message)) if TargetEvent::of(&message).is_none() => {}
+                received => break received,
+            }
+        };
+        match received {
+            Ok(Received::Message(message)) => match TargetEvent::of(&message) {
+                Some(TargetEvent::Cancel) => {
+                    self.trouble = Some("the source keeps it".into());
+                    TargetEvent::Cancel
+                }
+                event => event.unwrap_or(TargetEvent::Unexpected),
+            },
+            Ok(_) => TargetEvent::Unexpected,
+            Err(ChannelError::Closed) => {
+                if self.machine.state() == TargetState::Loaded {
+                    tracing::warn!(
+                        "the source has ended: the machine, which is whole, goes on here"
+                    );
+                }
+                TargetEvent::LinkClosed
+            }
+            Err(ChannelError::Lost(_) | ChannelError::TimedOut) => TargetEvent::LinkLost,
+            Err(error) => {
+                self.trouble = Some(with_causes(&error));
+                TargetEvent::Unexpected
+            }
+        }
+    }
+
+    fn step(&mut self, event: TargetEvent) {
+        let before = self.machine.state();
+        for action in self.machine.step(event) {
+            self.act(*action);
+        }
+        let after = self.machine.state();
+        if before != after && after == TargetState::InDoubt {
+            self.channel = None;
+            tracing::warn!(
+                "the connection broke while the machine was handed over: it does not run here \
+                 until the source is back or somebody decides"
+            );
+            self.reception.progress.enter(MigrationPhase::InDoubt);
+        }
+    }
+
+    fn send(&mut self, message: &Message) {
+        if let Some(channel) = &mut self.channel {
+            // What became of it is seen when it is read from.
+            let _ = channel.send(message);
+        }
+    }
+
+    fn act(&mut self, action: TargetAction) {
+        match action {
+            TargetAction::SendReady => self.send(&Message::Ready { load_us: 0 }),
+            TargetAction::SendTakenOver => self.send(&Message::TakenOver),
+            TargetAction::SendComplete => self.send(&Message::Complete),
+            TargetAction::SendFailed => {
+                let why = self.trouble.clone();
+                let why = why.unwrap_or_else(|| "the source has said what makes no sense".into());
+                self.send(&Message::Failed { why });
+            }
+            TargetAction::SendStanding(standing) => self.send(&Message::Standing(standing)),
+            TargetAction::RunGuest => self.run_guest(),
+            // Done when this ends.
+            TargetAction::DropGuest => {}
+            TargetAction::Refuse(refusal) => tracing::warn!("{refusal}"),
+        }
+    }
+
+    fn run_guest(&mut self) {
+        let begun = Instant::now();
+        let (started, starts) = channel();
+        let run = IncomingEvent::Run(started);
+        self.reception.sender.send(Event::Incoming(run));
+        // An end of the process says it too.
+        let _ = starts.recv();
+        let resume_us = micros(begun.elapsed());
+        self.send(&Message::Running { resume_us });
+        self.reception.progress.enter(MigrationPhase::Completed);
+    }
+
+    /// Waits for the source to come back, or for somebody who decides.
+    fn seek(&mut self) {
+        let decision = match self.reception.control.decision(Duration::ZERO) {
+            Some(MigrationDecision::Run) => Some(Decision::Run),
+            Some(MigrationDecision::Abandon) => Some(Decision::Abandon),
+            None => None,
+        };
+        if let Some(decision) = decision {
+            self.trouble = Some("it was given up".into());
+            return self.step(TargetEvent::Decision(decision));
+        }
+        let Ok(Some(link)) = self.accept() else {
+            return;
+        };
+        let mut channel = Channel::new(link);
+        let met = channel
+            .set_limit(GREETING_LIMIT)
+            .and_then(|()| channel.meet());
+        match met {
+            Ok(hello) if hello.purpose == Purpose::Return && hello.session == *self.session => {
+                if channel.welcome(&hello).is_ok() {
+                    self.channel = Some(channel);
+                    self.step(TargetEvent::Returned);
+                }
+            }
+            Ok(_) => drop(channel.refuse(vec!["the target waits for another source".into()])),
+            Err(error) => tracing::warn!("{}", with_causes(&error)),
+        }
+    }
+}
+
+fn hear_offer(channel: &mut Channel) -> Result<Offer, Failure> {
+    let Message::Offer(offer) = channel.receive_message()? else {
+        return Err(Failure("the source has not said what it sends".into()));
+    };
+    let offer: Offer = match serde_json::from_value(offer) {
+        Ok(offer) => offer,
+        Err(error) => {
+            let why = format!("the target does not understand what the machine is: {error}");
+            return Err(channel.refuse(vec![why]).into());
+        }
+    };
+    if !(1..=MOST_CONNECTIONS).contains(&offer.connections) {
+        let why = format!("a machine comes over 1 to {MOST_CONNECTIONS} connections");
+        return Err(channel.refuse(vec![why]).into());
+    }
+    Ok(offer)
+}
