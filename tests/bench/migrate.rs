@@ -89,7 +89,7 @@ fn rows(programs: &Programs, table: &mut Table, sizes: &[u64]) -> io::Result<()>
     Ok(())
 }
 
-/// What a row of each name says.
+/// Takes the rows of one load, size and way.
 fn row(
     programs: &Programs,
     table: &mut Table,
@@ -99,26 +99,23 @@ fn row(
     way: Way,
 ) -> io::Result<()> {
     let mut heads = vec![
-        Head::new(format!("{name}, in all"), "ms", Better::Lower),
-        Head::new(format!("{name}, stands still"), "ms", Better::Lower),
-        Head::new(
-            format!("{name}, beyond its longest turn"),
-            "ms",
-            Better::Lower,
-        ),
-        Head::new(format!("{name}, as told"), "ms", Better::Lower),
-        Head::new(format!("{name}, memory"), "GB/s", Better::Higher),
-        Head::new(
-            format!("{name}, guest's speed over before"),
-            "",
-            Better::Higher,
-        ),
+        ("in all", "ms", Better::Lower),
+        ("stands still", "ms", Better::Lower),
+        ("beyond its longest turn", "ms", Better::Lower),
+        ("as told", "ms", Better::Lower),
+        ("guest's speed over before", "", Better::Higher),
     ];
-    if way.link == Link::Tcp {
-        let name = format!("{name}, bytes over touched and written");
-        heads.push(Head::new(name, "", Better::Lower));
+    if size.percent > 0 {
+        heads.push(("memory", "GB/s", Better::Higher));
+    }
+    if size.percent > 0 && way.link == Link::Tcp {
+        heads.push(("bytes over touched and written", "", Better::Lower));
     }
     let count = heads.len();
+    let heads: Vec<Head> = heads
+        .into_iter()
+        .map(|(what, unit, better)| Head::new(format!("{name}, {what}"), unit, better))
+        .collect();
     table.take_all(&heads, ROUNDS, &programs.movers(), |monitor| {
         let start = Mover::start(programs, monitor, size, args, way);
         let figures = match unless_refused(start)? {
@@ -159,8 +156,8 @@ fn one(mover: &mut Mover, size: Size) -> io::Result<Option<[f64; 7]>> {
         still,
         (still - before.max_us as f64 / 1e3).max(0.0),
         downtime_ms,
-        touched / 1e9 / took.as_secs_f64(),
         meanwhile.rate() / before.rate(),
+        touched / 1e9 / took.as_secs_f64(),
         carried as f64 / (touched + written),
     ]))
 }

@@ -316,9 +316,12 @@ fn by_qemu(
     while target.ask("query-status", &json!({}))?.get("running") != Some(&true.into()) {
         thread::sleep(POLL);
     }
+    let took = begun.elapsed();
     let downtime = done.get("downtime").and_then(Value::as_f64);
+    // Of a post-copy it may tell nonsense.
+    let downtime = downtime.filter(|&ms| ms <= took.as_secs_f64() * 1e3);
     Ok(Some(Moved {
-        took: begun.elapsed(),
+        took,
         downtime_ms: downtime.unwrap_or(f64::NAN),
         first_pass: f64::NAN,
     }))

@@ -23,6 +23,7 @@ mod hostile;
 mod input;
 mod limiter;
 mod linux;
+mod migration;
 mod mmds;
 mod net;
 mod parts;

@@ -15,6 +15,9 @@ use tempfile::TempDir;
 use crate::artefacts;
 use crate::vm::{SOON, Vm, brume};
 
+/// What the API socket is called.
+const SOCKET: &str = "api.sock";
+
 /// The program behind an API socket; its socket and its files go with it.
 pub struct ApiVm {
     /// The program.
@@ -41,16 +44,38 @@ impl ApiVm {
     ///
     /// It does not take requests.
     pub fn start_with(program: Command, wrap: impl FnOnce(Command) -> Command) -> Self {
+        Self::start_in(|folder| {
+            let log = folder.join("log");
+            // Firecracker wants it to be there.
+            std::fs::write(&log, "").expect("a log");
+            let mut command = program;
+            command
+                .args(["--id", "vm", "--api-sock"])
+                .arg(folder.join(SOCKET));
+            // On stdout it would be between the guest's words.
+            command.arg("--log-path").arg(log);
+            wrap(command)
+        })
+    }
+
+    /// Starts a command of brume's that has an API besides and logs on stderr, as `wrap` says how.
+    ///
+    /// # Panics
+    ///
+    /// It does not take requests.
+    pub fn start_command(command: Command, wrap: impl FnOnce(Command) -> Command) -> Self {
+        Self::start_in(|folder| {
+            let mut command = command;
+            command.arg("--api-sock").arg(folder.join(SOCKET));
+            wrap(command)
+        })
+    }
+
+    /// Starts what `command` makes of a new folder, and waits for the socket in it.
+    fn start_in(command: impl FnOnce(&Path) -> Command) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let socket = folder.path().join("api.sock");
-        let log = folder.path().join("log");
-        // Firecracker wants it to be there.
-        std::fs::write(&log, "").expect("a log");
-        let mut command = program;
-        command.arg("--api-sock").arg(&socket).args(["--id", "vm"]);
-        // On stdout it would be between the guest's words.
-        command.arg("--log-path").arg(log);
-        let vm = Vm::spawn(wrap(command));
+        let socket = folder.path().join(SOCKET);
+        let vm = Vm::spawn(command(folder.path()));
         eventually("the API socket is there", || {
             UnixStream::connect(&socket).is_ok()
         });
@@ -62,9 +87,10 @@ impl ApiVm {
         self.folder.path()
     }
 
-    /// What the program logged.
+    /// What the program logged, to its file or on stderr.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder().join("log")).unwrap_or_default()
+        let log = std::fs::read_to_string(self.folder().join("log"));
+        log.unwrap_or_else(|_| self.vm.stderr())
     }
 
     /// A connection for what [`Client`] would never send. It gives up after a while.

@@ -419,14 +419,16 @@ fn vcpu_time(pid: i32) -> Duration {
 fn receive(setup: &Setup<'_>, lan: Option<&Lan>, number: usize, listen: &Address) -> ApiVm {
     let mut program = setup.target.as_ref().map_or_else(brume, Command::new);
     let body = with(json!({"listen": listen.to_string()}), &setup.receive);
-    if let Some(words) = setup.command {
+    let on_host = |command| on_host(lan, number, command);
+    let target = if let Some(words) = setup.command {
         program.args(["receive", "--listen", &listen.to_string()]);
         program.args(words);
-    }
-    let target = ApiVm::start_with(program, |command| on_host(lan, number, command));
-    if setup.command.is_none() {
+        ApiVm::start_command(program, on_host)
+    } else {
+        let target = ApiVm::start_with(program, on_host);
         target.done("PUT", "/migration/receive", &body);
-    }
+        target
+    };
     eventually("the target listens", || {
         target.get("/migration").get("phase") == Some(&json!("Listening"))
     });

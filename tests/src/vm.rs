@@ -251,6 +251,11 @@ impl Vm {
         self.stdout.text()
     }
 
+    /// What has come on stderr so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
     /// Types `text` on the console.
     ///
     /// # Panics

@@ -8,7 +8,8 @@
 //!     |                   |    |- sync.rs   each request at once, by system calls
 //!     |                   |    `- uring.rs  many in flight, by io_uring
 //!     |- disk.rs          `- host.rs      system calls (unsafe)
-//!     `- control.rs       what can be changed meanwhile: the image, the limits
+//!     `- control.rs       what can be changed meanwhile: the image, its lock, the limits;
+//!                         log.rs: which blocks are written
 //! ```
 
 mod config;
@@ -17,6 +18,7 @@ mod counters;
 mod disk;
 mod engine;
 mod host;
+mod log;
 mod request;
 mod server;
 mod state;
@@ -50,6 +52,7 @@ use crate::worker::Worker;
 pub use control::BlockControl;
 pub use counters::{BlockCounts, KindCounts};
 pub use disk::BlockError;
+pub use log::{BlockLog, Written};
 
 /// The device ID (section 5).
 const DEVICE_TYPE: u32 = 2;
@@ -76,6 +79,20 @@ pub enum CacheType {
     Writeback,
 }
 
+/// When the image is locked against other machines: shared if read-only, else exclusive. The lock is
+/// advisory (`F_OFD_SETLK`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Locking {
+    /// Never.
+    #[default]
+    Off,
+    /// When it is opened.
+    Now,
+    /// By [`BlockControl::take_lock`]: another machine, which is to give it up, may hold it until
+    /// then.
+    Later,
+}
+
 /// What a block device is made from.
 #[derive(Clone, Debug)]
 pub struct BlockConfig {
@@ -89,9 +106,8 @@ pub struct BlockConfig {
     pub engine: Engine,
     /// What a guest can rely on after a crash of the host.
     pub cache: CacheType,
-    /// Whether to lock the image against other machines: shared if read-only, else exclusive. The
-    /// lock is advisory (`F_OFD_SETLK`).
-    pub lock: bool,
+    /// Whether to lock the image against other machines, and when.
+    pub locking: Locking,
     /// The limits on its traffic.
     pub limits: LimiterUpdate,
 }
@@ -115,7 +131,8 @@ impl Block {
     ///
     /// The image is missing, of the wrong kind or in use, or the host lacks what the engine needs.
     pub fn open(config: BlockConfig) -> Result<Self, BlockError> {
-        let disk = Disk::open(&config.path, config.read_only, config.lock)?;
+        let lock = config.locking == Locking::Now;
+        let disk = Disk::open(&config.path, config.read_only, lock)?;
         let ring = match config.engine {
             Engine::Sync => None,
             Engine::Async => Some(Ring::new().map_err(|source| BlockError::Ring {
@@ -123,7 +140,7 @@ impl Block {
                 source,
             })?),
         };
-        let shared = Shared::new(disk, config.limits).map_err(BlockError::Events)?;
+        let shared = Shared::new(disk, lock, config.limits).map_err(BlockError::Events)?;
         Ok(Self {
             config,
             shared: Arc::new(shared),
@@ -137,7 +154,7 @@ impl Block {
         BlockControl {
             shared: self.shared.clone(),
             read_only: self.config.read_only,
-            lock: self.config.lock,
+            locks: self.config.locking != Locking::Off,
         }
     }
 

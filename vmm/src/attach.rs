@@ -203,7 +203,11 @@ pub(crate) fn open_drive(drive: &Drive) -> Result<Block, AttachError> {
             CacheType::Unsafe => block::CacheType::Unsafe,
             CacheType::Writeback => block::CacheType::Writeback,
         },
-        lock: drive.lock.unwrap_or(false),
+        locking: if drive.lock.unwrap_or(false) {
+            block::Locking::Now
+        } else {
+            block::Locking::Off
+        },
         limits: limits(drive.rate_limiter),
     };
     Block::open(config).map_err(|source| AttachError::Block {

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::counters::{BlockCounters, BlockCounts};
 use super::disk::{BlockError, Disk};
+use super::log::BlockLog;
 use crate::limiter::{Limiter, LimiterUpdate};
 use crate::signals::DeviceSignals;
 
@@ -20,6 +21,8 @@ use crate::signals::DeviceSignals;
 #[derive(Debug)]
 pub(super) struct Shared {
     disk: Mutex<Arc<Disk>>,
+    /// Whether the disk is locked, and one that it is exchanged for has to be.
+    locked: Mutex<bool>,
     /// Counts the exchanges of `disk`.
     generation: AtomicU64,
     failed_updates: AtomicU64,
@@ -27,14 +30,17 @@ pub(super) struct Shared {
     pub(super) exchanged: EventFd,
     pub(super) limiter: Limiter,
     pub(super) counters: BlockCounters,
+    pub(super) log: BlockLog,
     /// The way to the driver, since there is one.
     signals: Mutex<Option<DeviceSignals>>,
 }
 
 impl Shared {
-    pub(super) fn new(disk: Disk, limits: LimiterUpdate) -> io::Result<Self> {
+    pub(super) fn new(disk: Disk, locked: bool, limits: LimiterUpdate) -> io::Result<Self> {
         Ok(Self {
+            log: BlockLog::new(disk.bytes()),
             disk: Mutex::new(Arc::new(disk)),
+            locked: Mutex::new(locked),
             generation: AtomicU64::new(0),
             failed_updates: AtomicU64::new(0),
             exchanged: EventFd::new(EFD_NONBLOCK)?,
@@ -58,6 +64,7 @@ impl Shared {
     }
 
     fn exchange(&self, disk: Disk) {
+        self.log.all_changed(disk.bytes());
         *lock(&self.disk) = Arc::new(disk);
         // Before the driver hears of it: what it asks for then is for the new disk.
         self.generation.fetch_add(1, Ordering::Release);
@@ -78,7 +85,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct BlockControl {
     pub(super) shared: Arc<Shared>,
     pub(super) read_only: bool,
-    pub(super) lock: bool,
+    /// Whether the image is ever to be locked.
+    pub(super) locks: bool,
 }
 
 impl BlockControl {
@@ -89,16 +97,72 @@ impl BlockControl {
     ///
     /// The image cannot be used; the device keeps the one that it has.
     pub fn set_image(&self, path: &Path) -> Result<(), BlockError> {
+        let locked = lock(&self.shared.locked);
         let old = self.shared.disk();
         let opened = match old.reopened(path) {
             Some(same) => same,
-            None => Disk::open(path, self.read_only, self.lock),
+            None => Disk::open(path, self.read_only, *locked),
         };
         let disk = opened.inspect_err(|_| {
             self.shared.failed_updates.fetch_add(1, Ordering::Relaxed);
         })?;
         self.shared.exchange(disk);
         Ok(())
+    }
+
+    /// Gives the image's lock up, for another process that goes on with the machine. The device must
+    /// not run until [`Self::take_lock`] has succeeded.
+    ///
+    /// # Errors
+    ///
+    /// The host refuses it.
+    pub fn release_lock(&self) -> Result<(), BlockError> {
+        let mut locked = lock(&self.shared.locked);
+        if *locked {
+            self.shared.disk().unlock()?;
+            *locked = false;
+        }
+        Ok(())
+    }
+
+    /// Takes the image's lock, unless the device has it or was made to do without. The lock of a
+    /// process that has ended is free only some time after that; it is worth to try again.
+    ///
+    /// # Errors
+    ///
+    /// Another machine has it, or the host refuses it.
+    pub fn take_lock(&self) -> Result<(), BlockError> {
+        let mut locked = lock(&self.shared.locked);
+        if self.locks && !*locked {
+            self.shared.disk().lock()?;
+            *locked = true;
+        }
+        Ok(())
+    }
+
+    /// Makes what the guest has written durable, so that another host that shares the image reads
+    /// it. The device is stopped meanwhile, or what it writes may be left out.
+    ///
+    /// # Errors
+    ///
+    /// The host cannot write it.
+    pub fn flush(&self) -> Result<(), BlockError> {
+        self.shared.disk().flush()
+    }
+
+    /// Lets this host forget what it has read of the image, because another one has written to it
+    /// since.
+    ///
+    /// # Errors
+    ///
+    /// The host refuses it.
+    pub fn drop_cache(&self) -> Result<(), BlockError> {
+        self.shared.disk().drop_cache()
+    }
+
+    /// What tells which blocks the guest writes.
+    pub fn log(&self) -> &BlockLog {
+        &self.shared.log
     }
 
     /// Changes the limits on its traffic.

@@ -31,6 +31,11 @@ impl Kind {
         }
     }
 
+    /// Whether it changes what the image holds.
+    pub(super) fn is_change(self) -> bool {
+        matches!(self, Self::Write | Self::Discard | Self::WriteZeroes)
+    }
+
     /// Whether a rate limiter counts its bytes.
     pub(super) fn is_transfer(self) -> bool {
         matches!(self, Self::Read | Self::Write)

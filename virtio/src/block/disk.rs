@@ -61,6 +61,14 @@ pub enum BlockError {
         /// What the host said.
         source: io::Error,
     },
+    /// What the guest has written cannot be made durable, or what was read not be forgotten.
+    #[error("cannot flush disk image {path} or what the host has cached of it")]
+    Flush {
+        /// The image.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
     /// There is no io_uring for us.
     #[error(
         "the Async engine of disk image {path} needs io_uring, which this host does not give; \
@@ -77,9 +85,11 @@ pub enum BlockError {
     Events(#[source] io::Error),
 }
 
-/// An opened image. It stays locked until it is dropped.
+/// An opened image. If it is locked, it stays so until it is unlocked or dropped.
 #[derive(Debug)]
 pub(super) struct Disk {
+    /// Where it was opened.
+    pub(super) path: PathBuf,
     pub(super) file: File,
     pub(super) read_only: bool,
     /// A block device of the host, not a regular file.
@@ -121,13 +131,59 @@ impl Disk {
             .write(!read_only)
             .open(path)
             .map_err(open_error)?;
-        if lock {
-            lock_file(&file, path, read_only)?;
-        }
-        Self::of_file(file, path, read_only).map_err(|source| BlockError::Size {
+        let disk = Self::of_file(file, path, read_only);
+        let disk = disk.map_err(|source| BlockError::Size {
             path: path.into(),
             source,
+        })?;
+        if lock {
+            disk.lock()?;
+        }
+        Ok(disk)
+    }
+
+    /// Locks the image against other machines: shared if it is read-only, else exclusive.
+    pub(super) fn lock(&self) -> Result<(), BlockError> {
+        let path = || self.path.clone();
+        match host::try_lock(&self.file, !self.read_only) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(BlockError::InUse { path: path() }),
+            Err(source) => Err(BlockError::Lock {
+                path: path(),
+                source,
+            }),
+        }
+    }
+
+    pub(super) fn unlock(&self) -> Result<(), BlockError> {
+        host::unlock(&self.file).map_err(|source| BlockError::Lock {
+            path: self.path.clone(),
+            source,
         })
+    }
+
+    /// Makes what was written durable.
+    pub(super) fn flush(&self) -> Result<(), BlockError> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.file.sync_data().map_err(|source| BlockError::Flush {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Lets the host forget what it has cached.
+    pub(super) fn drop_cache(&self) -> Result<(), BlockError> {
+        host::drop_cache(&self.file).map_err(|source| BlockError::Flush {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Its size in bytes, as the guest sees it.
+    pub(super) fn bytes(&self) -> u64 {
+        self.sectors.saturating_mul(u64::from(SECTOR_SIZE))
     }
 
     /// The image again, as large as it is now, if `path` leads to this one. It keeps its lock,
@@ -170,6 +226,7 @@ impl Disk {
         }
         let logical_block = block_size(logical, SECTOR_SIZE);
         Ok(Self {
+            path: path.into(),
             file,
             read_only,
             is_block_device,
@@ -185,17 +242,6 @@ fn block_size(size: u64, default: u32) -> u32 {
     match u32::try_from(size) {
         Ok(size) if size.is_power_of_two() && (SECTOR_SIZE..=1 << 20).contains(&size) => size,
         _ => default,
-    }
-}
-
-fn lock_file(file: &File, path: &Path, read_only: bool) -> Result<(), BlockError> {
-    match host::try_lock(file, !read_only) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(BlockError::InUse { path: path.into() }),
-        Err(source) => Err(BlockError::Lock {
-            path: path.into(),
-            source,
-        }),
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Ticket {
     pub(super) status: GuestAddress,
     /// What it is counted as.
     pub(super) kind: Kind,
+    /// Where on the disk, in bytes, what it is about begins.
+    pub(super) offset: u64,
     /// How many bytes on the disk it is about.
     pub(super) bytes: u64,
     /// When it was taken from the queue.

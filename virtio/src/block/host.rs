@@ -205,24 +205,41 @@ pub(super) fn block_device_geometry(file: &File) -> io::Result<(u64, u64, u64)> 
 /// Takes a lock on the whole file that lasts as long as the opened file does; `false` if another
 /// one is in its way. It is advisory: it keeps those apart that ask for it.
 pub(super) fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
-    // SAFETY: all zero is a valid `flock`: from the start of the file to its end.
-    let mut lock: libc::flock = unsafe { mem::zeroed() };
     let kind = if exclusive {
         libc::F_WRLCK
     } else {
         libc::F_RDLCK
     };
-    // Constants of 0 to 2, and SEEK_SET is 0 as it is.
-    lock.l_type = libc::c_short::try_from(kind).unwrap_or_default();
-    // Of the opened file and not of the process, whose other descriptors would drop it.
-    // SAFETY: F_OFD_SETLK reads a `flock`.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    match check(result) {
+    match set_lock(file, kind) {
         Ok(()) => Ok(true),
         Err(error) => match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => Ok(false),
             _ => Err(error),
         },
+    }
+}
+
+/// Gives the lock up.
+pub(super) fn unlock(file: &File) -> io::Result<()> {
+    set_lock(file, libc::F_UNLCK)
+}
+
+fn set_lock(file: &File, kind: c_int) -> io::Result<()> {
+    // SAFETY: all zero is a valid `flock`: from the start of the file to its end.
+    let mut lock: libc::flock = unsafe { mem::zeroed() };
+    // Constants of 0 to 2, and SEEK_SET is 0 as it is.
+    lock.l_type = libc::c_short::try_from(kind).unwrap_or_default();
+    // Of the opened file and not of the process, whose other descriptors would drop it.
+    // SAFETY: F_OFD_SETLK reads a `flock`.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
+}
+
+/// Lets the host forget what it has cached of the file and is not about to write.
+pub(super) fn drop_cache(file: &File) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 

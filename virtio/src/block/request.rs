@@ -74,6 +74,17 @@ pub(super) enum Request {
 }
 
 impl Request {
+    /// Where what it is about begins in the image, in bytes.
+    pub(super) fn offset(&self) -> u64 {
+        match *self {
+            Self::Read { offset, .. }
+            | Self::Write { offset, .. }
+            | Self::Discard { offset, .. }
+            | Self::WriteZeroes { offset, .. } => offset,
+            Self::Flush | Self::GetId => 0,
+        }
+    }
+
     /// How many bytes of the image it is about.
     pub(super) fn len(&self) -> u64 {
         match *self {

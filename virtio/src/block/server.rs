@@ -94,13 +94,14 @@ impl Server {
             head: self.chain.head(),
             status,
             kind: Kind::Other,
+            offset: 0,
             bytes: 0,
             begun: self.now,
         };
         let Parts { limits, memory, .. } = &self.parts;
         let begun = limits.parse(&self.chain, memory).and_then(|request| {
             ticket.kind = Kind::of(&request);
-            ticket.bytes = request.len();
+            (ticket.offset, ticket.bytes) = (request.offset(), request.len());
             self.begin(request, ticket)
         });
         match begun {
@@ -146,7 +147,11 @@ impl Server {
     }
 
     fn finish_request(&mut self, done: &Done) -> Result<(), StartError> {
-        let counters = &self.parts.shared.counters;
+        let Shared { counters, log, .. } = &*self.parts.shared;
+        if done.ticket.kind.is_change() {
+            // Before it is answered. One that failed may have been carried out in part.
+            log.mark(done.ticket.offset, done.ticket.bytes);
+        }
         let status = match &done.result {
             Ok(()) => {
                 let Ticket {
@@ -302,6 +307,8 @@ impl Backend for Server {
             // What is not answered now never will be, so the driver must not wait for it.
             self.warn(error.as_ref());
             self.parts.signals.needs_reset();
+            let Shared { log, .. } = &*self.parts.shared;
+            log.all_changed(self.parts.shared.disk().bytes());
         }
         self.parts.queue.state()
     }

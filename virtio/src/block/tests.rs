@@ -6,6 +6,7 @@
     reason = "the numbers of a test are known to fit"
 )]
 
+mod handover;
 mod restore;
 
 use std::fs::File;
@@ -54,7 +55,7 @@ fn config(path: &Path, engine: Engine) -> BlockConfig {
         read_only: false,
         engine,
         cache: CacheType::Writeback,
-        lock: true,
+        locking: Locking::Now,
         limits: LimiterUpdate::default(),
     }
 }

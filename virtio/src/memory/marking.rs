@@ -21,7 +21,7 @@ use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::balloon::{Balloon, BalloonConfig};
-use crate::block::{Block, BlockConfig, CacheType, Engine};
+use crate::block::{Block, BlockConfig, CacheType, Engine, Locking};
 use crate::device::{StartContext, StartedQueue, VirtioDevice, feature};
 use crate::limiter::LimiterUpdate;
 use crate::net::{Net, NetConfig, Tap};
@@ -135,7 +135,7 @@ fn block(
         read_only: false,
         engine,
         cache: CacheType::Writeback,
-        lock: false,
+        locking: Locking::Off,
         limits: LimiterUpdate::default(),
     };
     let mut bench = Bench::new(fails, 1, features);
@@ -176,7 +176,7 @@ fn block_reads_past_the_end_of_the_image(fails: Option<Site>) -> Outcome {
         read_only: true,
         engine: Engine::Sync,
         cache: CacheType::Unsafe,
-        lock: false,
+        locking: Locking::Off,
         limits: LimiterUpdate::default(),
     };
     let device = Block::open(config).unwrap();

@@ -26,6 +26,7 @@ struct Held {
     released: usize,
     waits: usize,
     broken: bool,
+    failing: bool,
 }
 
 /// Holds up to four requests until it is waited for or they are released.
@@ -67,7 +68,11 @@ impl Engine for SlowEngine {
         Some(Done {
             ticket,
             written: 512,
-            result: Ok(()),
+            result: if held.failing {
+                Err(io::ErrorKind::Other.into())
+            } else {
+                Ok(())
+            },
         })
     }
 
@@ -114,7 +119,7 @@ fn server_of(sectors: u64) -> (Server, Driver, Arc<Mutex<Held>>) {
         serial: [0; ID_SIZE as usize],
         name: "block device test".into(),
         engine: Box::new(engine),
-        shared: Arc::new(Shared::new(disk(), LimiterUpdate::default()).unwrap()),
+        shared: Arc::new(Shared::new(disk(), false, LimiterUpdate::default()).unwrap()),
         generation: 0,
     });
     (server, driver, held)
@@ -264,4 +269,61 @@ fn a_round_ends_even_if_there_is_more() {
         assert_eq!(served, MAX_ROUND);
     }
     assert_eq!(rounds, usize::from(SIZE) / MAX_ROUND);
+}
+
+/// Offers a write of the sector `sector`.
+fn offer_write(driver: &mut Driver, sector: u64) {
+    let header = [1, sector].map(u64::to_le_bytes).concat();
+    driver
+        .memory
+        .write_slice(&header, GuestAddress(HEADER))
+        .unwrap();
+    let status = writable(STATUS, 1);
+    driver.add(&[readable(HEADER, 16), readable(DATA, 512), status]);
+}
+
+#[test]
+fn a_write_is_noted_when_it_ends_even_if_it_fails() {
+    const BLOCK: u64 = crate::block::BlockLog::BLOCK;
+    for failing in [false, true] {
+        let (mut server, mut driver, held) = server_of(1000);
+        held.lock().unwrap().failing = failing;
+        let shared = server.parts.shared.clone();
+        shared.log.all_changed(1000 * 512);
+        shared.log.start();
+        for sector in [200, 1001] {
+            offer_write(&mut driver, sector);
+            server.process().unwrap();
+        }
+        // What was refused has not begun.
+        assert_eq!(heads(&mut driver).len(), 1);
+        let taken = || shared.log.take().unwrap().ranges().collect::<Vec<_>>();
+        assert!(taken().is_empty(), "who reads it now may miss it");
+        held.lock().unwrap().released = 1;
+        server.process().unwrap();
+        assert_eq!(statuses(&driver, 1), [u8::from(failing)]);
+        let block = BLOCK..2 * BLOCK;
+        assert_eq!(taken(), [block]);
+    }
+}
+
+#[test]
+fn after_a_failure_of_the_host_all_may_have_been_written() {
+    let (mut server, mut driver, held) = server_of(1000);
+    let shared = server.parts.shared.clone();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1000 * 512).unwrap();
+    let control = crate::block::BlockControl {
+        shared: shared.clone(),
+        read_only: false,
+        locks: false,
+    };
+    control.set_image(file.path()).unwrap();
+    server.process().unwrap();
+    shared.log.start();
+    offer_write(&mut driver, 200);
+    server.process().unwrap();
+    held.lock().unwrap().broken = true;
+    server.finish();
+    assert_eq!(shared.log.take().unwrap().bytes(), 1000 * 512);
 }

@@ -8,7 +8,7 @@ use crate::testing::machine::{FREE, Machine};
 /// and with them the lock of an image that was closed here.
 fn config(path: &Path, engine: Engine) -> BlockConfig {
     BlockConfig {
-        lock: false,
+        locking: Locking::Off,
         ..super::config(path, engine)
     }
 }

@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 
 use super::*;
 use crate::balloon::{Balloon, BalloonConfig};
-use crate::block::{Block, BlockConfig, CacheType, Engine};
+use crate::block::{Block, BlockConfig, CacheType, Engine, Locking};
 use crate::device::VirtioDevice;
 use crate::limiter::{BucketLimits, BucketUpdate, LimiterState, LimiterUpdate};
 use crate::net::{Net, NetConfig, Tap};
@@ -67,7 +67,7 @@ fn block() -> Box<dyn VirtioDevice> {
         read_only: false,
         engine: Engine::Sync,
         cache: CacheType::Unsafe,
-        lock: false,
+        locking: Locking::Off,
         limits: limits(),
     };
     Box::new(Block::open(config).unwrap())

@@ -723,6 +723,7 @@ fn settings(flaw: Option<Flaw>) -> Vec<Setting> {
         decisions: DECISIONS,
         losses: 2,
         repeats: 0,
+        timeouts: 0,
         ..QUIET
     };
     let budgets = [
@@ -758,6 +759,39 @@ fn settings(flaw: Option<Flaw>) -> Vec<Setting> {
         }
     }
     settings
+}
+
+#[test]
+#[ignore = "it takes some seconds more, and has not found more so far"]
+fn two_never_run_with_more_of_everything() {
+    let budget = Budget {
+        losses: 2,
+        repeats: 2,
+        timeouts: 2,
+        crashes: 2,
+        ..QUIET
+    };
+    let decided = Budget {
+        losses: 1,
+        timeouts: 0,
+        crashes: 1,
+        decisions: DECISIONS,
+        ..QUIET
+    };
+    for memory_follows in [false, true] {
+        for budget in [budget, decided] {
+            let setting = Setting {
+                unix: false,
+                memory_follows,
+                budget,
+                flaw: None,
+            };
+            match explore(&setting) {
+                Ok(worlds) => println!("{worlds} worlds: {setting:?}"),
+                Err(story) => panic!("{story}\n{setting:?}"),
+            }
+        }
+    }
 }
 
 #[test]
