@@ -31,6 +31,10 @@ const STATE_PART: usize = 1 << 20;
 const DISK_ZEROS: u32 = 1 << 31;
 
 /// A connection that carries frames.
+///
+/// When it is dropped the connection is closed, unless the last thing that was to be sent could not
+/// be: then it is reset ([`Link::reset`]), so that the other side does not take the end for one in
+/// order. What it was not told may have been that it shall not go on.
 #[derive(Debug)]
 pub struct Channel {
     link: Link,
@@ -44,8 +48,18 @@ pub struct Channel {
     received: u64,
     /// Why nothing can be sent any more.
     unsendable: Option<ErrorKind>,
+    /// Whether the last thing that was to be sent was not, in full.
+    is_behind: bool,
     /// Why nothing can be received any more.
     unreadable: Option<ErrorKind>,
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if self.is_behind {
+            self.link.reset();
+        }
+    }
 }
 
 impl Channel {
@@ -60,6 +74,7 @@ impl Channel {
             sent: 0,
             received: 0,
             unsendable: None,
+            is_behind: false,
             unreadable: None,
         }
     }
@@ -188,6 +203,7 @@ impl Channel {
         let mut out = Out {
             link: &mut self.link,
             unsendable: &mut self.unsendable,
+            is_behind: &mut self.is_behind,
         };
         let sent = out.frame(Kind::Pages, codec, (count, 0), [&self.table, data])?;
         self.compressor.written(sent, begin, Instant::now());
@@ -282,6 +298,7 @@ impl Channel {
         let mut out = Out {
             link: &mut self.link,
             unsendable: &mut self.unsendable,
+            is_behind: &mut self.is_behind,
         };
         let sent = out.frame(kind, Codec::None, (count, argument), parts)?;
         self.sent += sent;

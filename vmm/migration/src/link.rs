@@ -136,13 +136,19 @@ impl Link {
     /// process is gone: a TCP connection is reset, and the end of one with TLS is not announced. A
     /// plain unix socket has no such end: it stays open as long as the process lives, and the other
     /// side waits until its own limit has passed.
-    pub fn reset(mut self) {
-        if self.socket().reset() {
-            return;
-        }
+    pub fn reset(&mut self) {
         match &mut self.carrier {
-            Carrier::Plain(socket) => socket.keep_open(),
-            Carrier::Tls(secured) => secured.socket().close(),
+            Carrier::Plain(socket) => {
+                if !socket.reset() {
+                    socket.keep_open();
+                }
+            }
+            Carrier::Tls(secured) => {
+                secured.silence();
+                if !secured.socket().reset() {
+                    secured.socket().close();
+                }
+            }
         }
     }
 

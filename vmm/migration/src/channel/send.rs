@@ -14,6 +14,8 @@ pub(super) struct Out<'a> {
     pub(super) link: &'a mut Link,
     /// Why nothing can be sent any more.
     pub(super) unsendable: &'a mut Option<ErrorKind>,
+    /// Whether the other side does not know something that it was to be told.
+    pub(super) is_behind: &'a mut bool,
 }
 
 impl Out<'_> {
@@ -26,9 +28,11 @@ impl Out<'_> {
         parts: [&[u8]; 2],
     ) -> Result<u64, ChannelError> {
         if let Some(kind) = *self.unsendable {
+            *self.is_behind = true;
             return Err(ChannelError::Lost(kind.into()));
         }
         let [first, second] = parts;
+        *self.is_behind = true;
         let length = at_most(first.len() + second.len(), kind.most() as usize)?;
         let header = Header {
             kind,
@@ -39,8 +43,9 @@ impl Out<'_> {
         };
         let header = header.encode(parts);
         let bytes = (HEADER + first.len() + second.len()) as u64;
-        self.write(&mut [&header[..], first, second].map(IoSlice::new), bytes)?;
-        Ok(bytes)
+        let written = self.write(&mut [&header[..], first, second].map(IoSlice::new), bytes);
+        *self.is_behind = written.is_err();
+        written.map(|()| bytes)
     }
 
     /// Writes all of a frame, which has `bytes` bytes. After a part of it nothing else may follow.

@@ -66,14 +66,16 @@ fn a_unix_socket_left_with_something_unread_is_closed() {
 
 #[test]
 fn a_tcp_reset_is_a_loss_whoever_meets_it_first() {
-    let (source, mut target) = tcp_pair();
+    let (mut source, mut target) = tcp_pair();
     source.link.reset();
+    drop(source);
     assert_lost(target.receive());
     // After a reset was told the kernel speaks of an end in order.
     assert_lost(target.receive());
 
-    let (source, mut target) = tcp_pair();
+    let (mut source, mut target) = tcp_pair();
     source.link.reset();
+    drop(source);
     let end = Instant::now() + SOON;
     while target.send(&Message::KeepAlive).is_ok() {
         assert!(Instant::now() < end);
@@ -110,8 +112,9 @@ fn a_tcp_end_is_in_order_even_if_a_write_has_met_it() {
 
 #[test]
 fn a_unix_connection_that_is_reset_does_not_end() {
-    let (source, mut target) = pair();
+    let (mut source, mut target) = pair();
     source.link.reset();
+    drop(source);
     target.set_limit(Duration::from_millis(20)).unwrap();
     assert!(matches!(target.receive(), Err(ChannelError::TimedOut)));
 }
@@ -162,7 +165,9 @@ fn who_takes_nothing_is_not_waited_for_and_gets_no_torn_frames() {
         let sent = source.bytes_sent();
         let failed = source.send(&Message::Commit).unwrap_err();
         assert!(matches!(failed, ChannelError::Lost(_)), "{failed:?}");
+        let is_local = target.link.is_local();
         drop(source);
+        target.set_limit(Duration::from_millis(100)).unwrap();
         let last = loop {
             match target.receive() {
                 Ok(Received::Disk { bytes, .. }) => assert!(bytes == block),
@@ -170,8 +175,85 @@ fn who_takes_nothing_is_not_waited_for_and_gets_no_torn_frames() {
                 Err(error) => break error,
             }
         };
-        assert!(matches!(last, ChannelError::Lost(_)), "{last:?}");
-        assert_eq!(target.bytes_received(), sent);
+        // A unix socket is not reset, and stays as it was.
+        let is_lost = matches!(last, ChannelError::Lost(_));
+        let is_silent = matches!(last, ChannelError::TimedOut);
+        assert!(if is_local { is_silent } else { is_lost }, "{last:?}");
+        // A reset takes away what is on its way.
+        let received = target.bytes_received();
+        assert!(received == sent || (received < sent && !is_local));
+    }
+}
+
+/// A source that wants to say something and cannot, for the target reads nothing.
+fn unheard(source: &mut Channel) {
+    source.set_limit(Duration::from_millis(20)).unwrap();
+    let cancel = Message::Cancel {
+        why: "x".repeat(900),
+    };
+    // Until there is no room for a whole one, and then none for a part.
+    while source.send(&cancel).is_ok() {}
+    source.send(&cancel).unwrap_err();
+}
+
+#[test]
+fn an_end_after_something_unsaid_is_not_in_order() {
+    let (source, target) = crate::tls::tests::secured_pair();
+    let secured = (Channel::new(source), Channel::new(target));
+    for (mut source, mut target) in pairs().into_iter().chain([secured]) {
+        target.set_limit(Duration::from_millis(100)).unwrap();
+        unheard(&mut source);
+        drop(source);
+        let last = loop {
+            match target.receive() {
+                Ok(Received::Message(Message::Cancel { .. })) => {}
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => break error,
+            }
+        };
+        assert!(
+            matches!(last, ChannelError::Lost(_) | ChannelError::TimedOut),
+            "{last:?}"
+        );
+    }
+}
+
+#[test]
+fn tls_delivers_nothing_after_it_has_failed_to() {
+    let (mut source, mut target) = crate::tls::tests::secured_pair();
+    target.set_limit(SOON).unwrap();
+    source.set_limit(Duration::from_millis(20)).unwrap();
+    let mut sent = 0;
+    while let Ok(count) = source.write(&[7; 999]) {
+        sent += count;
+    }
+    // There is room again before it ends.
+    let reader = thread::spawn(move || {
+        let mut come = Vec::new();
+        let end = target.read_to_end(&mut come);
+        (come.len(), end.map_err(|error| error.kind()))
+    });
+    thread::sleep(Duration::from_millis(50));
+    drop(source);
+    assert_eq!(
+        reader.join().unwrap(),
+        (sent, Err(ErrorKind::UnexpectedEof))
+    );
+}
+
+#[test]
+fn what_was_said_at_last_makes_an_end_in_order() {
+    for (mut source, mut target) in pairs() {
+        source.set_limit(Duration::from_millis(20)).unwrap();
+        let block = vec![7; 1 << 20];
+        // Too large for it, which is no trouble of the connection.
+        source
+            .send_disk(0, 0, &[&block[..], &[1]].concat())
+            .unwrap_err();
+        source.send(&SENT).unwrap();
+        drop(source);
+        assert_eq!(target.receive_message().unwrap(), SENT);
+        assert_closed(target.receive());
     }
 }
 
