@@ -14,7 +14,6 @@ use thiserror::Error;
 
 use super::control::Control;
 use crate::memory::MachineMemory;
-use crate::page_set::PAGE_SIZE;
 
 /// How many pages are sent at once.
 pub(super) const BATCH_PAGES: u64 = 128;
@@ -98,8 +97,9 @@ impl Lane {
             bytes: 0,
         };
         if !self.batch.is_empty() {
-            self.wait_for_limit(amount.pages * PAGE_SIZE)?;
+            self.channel.set_wire_rate(self.control.rate().get());
             amount.bytes = self.channel.send_pages(&self.batch)?;
+            self.wait_for_limit(amount.bytes)?;
         }
         self.pages += amount.pages;
         Ok(amount)

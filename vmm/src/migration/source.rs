@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use brume_api::{MigrationMode, MigrationPass, MigrationPhase, OnTimeout, SendMigration};
-use brume_migration::{Address, Channel, ChannelError, Link, Message, Purpose, Session};
+use brume_migration::{Channel, ChannelError, Message, Purpose};
+use brume_virtio::block::BlockControl;
 
 use super::control::Control;
 use super::error::SourceError;
@@ -16,6 +17,7 @@ use super::lanes::{Lane, Lanes};
 use super::offer::Offer;
 use super::pace::{Next, Pace, Passed};
 use super::passes::{PassDone, Passes};
+use super::route::Route;
 use super::status::{Progress, micros, per_second};
 use super::switch_over::SwitchOver;
 use crate::dirty::DirtyTracker;
@@ -67,6 +69,9 @@ pub(crate) enum SourceEnd {
 /// A machine that is about to move.
 pub(crate) struct Departure {
     pub(crate) request: SendMigration,
+    pub(crate) route: Route,
+    /// The drives, whose contents another host is to see.
+    pub(crate) drives: Vec<BlockControl>,
     pub(crate) offer: Offer,
     pub(crate) memory: Arc<MachineMemory>,
     pub(crate) tracker: Arc<Mutex<DirtyTracker>>,
@@ -81,20 +86,20 @@ impl Departure {
     /// # Errors
     ///
     /// The host gives no thread.
-    pub(crate) fn spawn(self, address: Address) -> io::Result<()> {
+    pub(crate) fn spawn(self) -> io::Result<()> {
         thread::Builder::new()
             .name("migration".into())
             .spawn(move || {
                 let sender = self.sender.clone();
-                let end = self.run(&address);
+                let end = self.run();
                 sender.send(Event::Migration(SourceEvent::Ended(end)));
             })
             .map(drop)
     }
 
-    fn run(mut self, address: &Address) -> SourceEnd {
+    fn run(mut self) -> SourceEnd {
         let mut passes = None;
-        let result = self.send(address, &mut passes);
+        let result = self.send(&mut passes);
         match result {
             Ok(end) => end,
             Err(error) => {
@@ -120,18 +125,12 @@ impl Departure {
     }
 
     /// Sends the machine. An error says that it stays here, and that nothing of it was handed over.
-    fn send(
-        &mut self,
-        address: &Address,
-        begun: &mut Option<Arc<Passes>>,
-    ) -> Result<SourceEnd, SourceError> {
-        let session =
-            Session::new().map_err(|error| SourceError::Thread(io::Error::other(error)))?;
-        let mut channel = self.connect(address)?;
-        channel.greet(&session, Purpose::Control)?;
+    fn send(&mut self, begun: &mut Option<Arc<Passes>>) -> Result<SourceEnd, SourceError> {
+        let mut channel = self.connect()?;
+        channel.greet(&self.route.session, Purpose::Control)?;
         self.progress.enter(MigrationPhase::Negotiating);
         let sent = self.offer(&mut channel).and_then(|()| {
-            let others = self.open_others(address, &session)?;
+            let others = self.open_others()?;
             Ok(others)
         });
         let others = match sent {
@@ -157,18 +156,17 @@ impl Departure {
             control: &self.control,
             progress: &self.progress,
             sender: &self.sender,
-            session: &session,
-            address,
+            route: &self.route,
+            drives: &self.drives,
         };
         switch.run(number)
     }
 
-    fn connect(&self, address: &Address) -> Result<Channel, SourceError> {
+    fn connect(&self) -> Result<Channel, SourceError> {
         if self.control.is_cancelled() {
             return Err(SourceError::Cancelled);
         }
-        let link = Link::connect(address, CONNECT_LIMIT)?;
-        let mut channel = Channel::new(link);
+        let mut channel = self.route.open(CONNECT_LIMIT)?;
         self.control.watch(channel.closer()?);
         channel.set_limit(STALL_LIMIT)?;
         Ok(channel)
@@ -189,14 +187,10 @@ impl Departure {
         Ok(())
     }
 
-    fn open_others(
-        &self,
-        address: &Address,
-        session: &Session,
-    ) -> Result<Vec<Channel>, SourceError> {
+    fn open_others(&self) -> Result<Vec<Channel>, SourceError> {
         let open = |index| {
-            let mut channel = self.connect(address)?;
-            channel.greet(session, Purpose::Pages { index })?;
+            let mut channel = self.connect()?;
+            channel.greet(&self.route.session, Purpose::Pages { index })?;
             Ok(channel)
         };
         (1..self.request.connections).map(open).collect()

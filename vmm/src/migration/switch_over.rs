@@ -5,16 +5,18 @@
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use brume_api::{MigrationDecision, MigrationDowntime, MigrationPhase};
+use brume_api::{MigrationDecision, MigrationDowntime, MigrationPhase, with_causes};
 use brume_migration::{
-    Address, Channel, ChannelError, Decision, Link, Message, Purpose, Received, Session, Source,
-    SourceAction, SourceEvent as Event, SourceState,
+    Channel, ChannelError, Decision, Message, Received, Source, SourceAction, SourceEvent as Event, SourceState,
 };
+
+use brume_virtio::block::BlockControl;
 
 use super::control::Control;
 use super::error::SourceError;
 use super::lanes::Lanes;
 use super::passes::Passes;
+use super::route::Route;
 use super::source::{HandOver, SourceEnd, SourceEvent};
 use super::status::{Progress, micros};
 use crate::event::{Event as OwnerEvent, EventSender};
@@ -35,8 +37,8 @@ pub(super) struct SwitchOver<'a> {
     pub(super) control: &'a Control,
     pub(super) progress: &'a Progress,
     pub(super) sender: &'a EventSender,
-    pub(super) session: &'a Session,
-    pub(super) address: &'a Address,
+    pub(super) route: &'a Route,
+    pub(super) drives: &'a [BlockControl],
 }
 
 /// When things happened.
@@ -79,6 +81,18 @@ impl SwitchOver<'_> {
         .run()
     }
 
+    /// Another host that shares the disks has to see what the guest has written.
+    fn show_disks(&self) -> Result<(), SourceError> {
+        if self.lanes.first.channel.link().is_local() {
+            return Ok(());
+        }
+        for drive in self.drives {
+            let shown = drive.flush();
+            shown.map_err(|error| SourceError::HandOver(with_causes(&error)))?;
+        }
+        Ok(())
+    }
+
     fn cancel(&mut self, why: &str) {
         let channel = &mut self.lanes.first.channel;
         let why = why.to_owned();
@@ -93,6 +107,8 @@ impl SwitchOver<'_> {
         machine: &mut Source,
     ) -> Result<(), SourceError> {
         self.lanes.first.channel.set_limit(STILL_LIMIT)?;
+        // What the guest writes until it stops is little then.
+        self.show_disks()?;
         let (reply, answers) = channel();
         let order = SourceEvent::HandOver(reply);
         self.sender.send(OwnerEvent::Migration(order));
@@ -102,6 +118,7 @@ impl SwitchOver<'_> {
             _ => return Err(SourceError::Ended),
         }
         moments.held = Some(Instant::now());
+        self.show_disks()?;
         self.passes.last(number, self.lanes)?;
         moments.pages_sent = Some(Instant::now());
         let state = match answers.recv() {
@@ -237,7 +254,12 @@ impl Talk<'_> {
             SourceAction::SendCancel => {
                 let why = self.error.as_ref();
                 let why = why.map_or_else(|| "it was called off".into(), ToString::to_string);
-                let _ = self.channel().send(&Message::Cancel { why });
+                let channel = self.channel();
+                if channel.send(&Message::Cancel { why }).is_err() {
+                    // An end without it would say that this process has ended. So the socket stays
+                    // open for as long as the process lives.
+                    std::mem::forget(channel.closer());
+                }
             }
             SourceAction::ResumeGuest => {
                 self.context.passes.end();
@@ -267,34 +289,22 @@ impl Talk<'_> {
             }
             None => {}
         }
-        if let Ok(channel) = self.come_back() {
+        if let Ok(channel) = self.context.route.come_back(STILL_LIMIT) {
             self.channel = Some(channel);
             self.step(Event::Returned);
         }
     }
 
-    fn come_back(&self) -> Result<Channel, SourceError> {
-        let link = Link::connect(self.context.address, STILL_LIMIT)?;
-        let mut channel = Channel::new(link);
-        channel.set_limit(STILL_LIMIT)?;
-        channel.greet(self.context.session, Purpose::Return)?;
-        Ok(channel)
-    }
-
     /// Tells a target that was lost that it is not needed any more, beside everything else.
     fn say_good_bye(&self) {
-        let (address, session) = (self.context.address.clone(), self.context.session.clone());
+        let route = self.context.route.clone();
         let tell = move || {
             for _ in 0..LAST_WORDS {
                 std::thread::sleep(RETRY);
-                let link = Link::connect(&address, STILL_LIMIT);
-                let told = link.map_err(SourceError::from).and_then(|link| {
-                    let mut channel = Channel::new(link);
-                    channel.set_limit(STILL_LIMIT)?;
-                    channel.greet(&session, Purpose::Return)?;
-                    let why = "the source goes on with the machine".to_owned();
-                    Ok(channel.send(&Message::Cancel { why })?)
-                });
+                let why = "the source goes on with the machine".to_owned();
+                let told = route
+                    .come_back(STILL_LIMIT)
+                    .and_then(|mut channel| Ok(channel.send(&Message::Cancel { why })?));
                 if told.is_ok() {
                     return;
                 }
@@ -323,7 +333,7 @@ impl Talk<'_> {
         let downtime = self.moments.downtime(resume);
         tracing::info!(
             "the machine has moved to {}; it stood still for {} us",
-            self.context.address,
+            self.context.route.address,
             downtime.total_us
         );
         self.context.progress.update(|status| {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use brume_api::{MigrationDecision, MigrationPhase, with_causes};
 use brume_migration::{
-    Channel, ChannelError, Decision, Hello, Listener, Message, Purpose, Received, Session,
-    Standing, Target, TargetAction, TargetEvent, TargetState,
+    Channel, ChannelError, Decision, Hello, LinkError, Listener, Message, Purpose, Received, Session,
+    Standing, Target, TargetAction, TargetEvent, TargetState, Tls,
 };
 
 use super::arrivals::{Arrivals, Rendezvous, take};
@@ -39,6 +39,7 @@ const MOST_STATE: usize = 64 << 20;
 /// Waits for a machine.
 pub(crate) struct Reception {
     pub(crate) listener: Listener,
+    pub(crate) tls: Option<Tls>,
     pub(crate) control: Control,
     pub(crate) progress: Progress,
     pub(crate) sender: EventSender,
@@ -78,8 +79,8 @@ impl Reception {
     fn run(self) {
         let mut dropped = HashSet::new();
         while !self.control.is_cancelled() {
-            let link = match self.listener.accept(LOOK) {
-                Ok(Some(link)) => link,
+            let (mut channel, peer) = match self.accept() {
+                Ok(Some(met)) => met,
                 Ok(None) => continue,
                 Err(error) => {
                     return self
@@ -87,12 +88,7 @@ impl Reception {
                         .fail(MigrationPhase::Failed, with_causes(&error));
                 }
             };
-            let peer = link.peer().to_owned();
-            let mut channel = Channel::new(link);
-            let hello = channel
-                .set_limit(GREETING_LIMIT)
-                .and_then(|()| channel.meet());
-            match hello {
+            match channel.meet() {
                 Ok(hello) if hello.purpose == Purpose::Control => {
                     if self.receive(channel, &hello, peer) {
                         return;
@@ -106,6 +102,26 @@ impl Reception {
         }
         self.progress
             .fail(MigrationPhase::Cancelled, "it was called off".into());
+    }
+
+    /// The next connection, with who it is from.
+    fn accept(&self) -> Result<Option<(Channel, String)>, LinkError> {
+        let Some(mut link) = self.listener.accept(LOOK)? else {
+            return Ok(None);
+        };
+        let peer = link.peer().to_owned();
+        link.set_limit(GREETING_LIMIT)?;
+        if let Some(tls) = &self.tls {
+            link = match link.secured_as_server(tls) {
+                Ok(link) => link,
+                // It is none of ours.
+                Err(error) => {
+                    tracing::warn!("{peer}: {}", with_causes(&error));
+                    return Ok(None);
+                }
+            };
+        }
+        Ok(Some((Channel::new(link), peer)))
     }
 
     /// Receives a machine; whether it has arrived.
@@ -237,14 +253,10 @@ impl Arrival<'_> {
                 let why = "not all connections that the source has announced have come";
                 return Err(Failure(why.into()));
             }
-            let Some(link) = self.accept()? else {
+            let Some(mut channel) = self.accept()? else {
                 continue;
             };
-            let mut channel = Channel::new(link);
-            let met = channel
-                .set_limit(GREETING_LIMIT)
-                .and_then(|()| channel.meet());
-            let Ok(hello) = met else {
+            let Ok(hello) = channel.meet() else {
                 continue;
             };
             let place = match hello.purpose {
@@ -265,9 +277,11 @@ impl Arrival<'_> {
         Ok(others.into_iter().flatten().collect())
     }
 
-    fn accept(&self) -> Result<Option<brume_migration::Link>, Failure> {
-        let accepted = self.reception.listener.accept(LOOK);
-        accepted.map_err(|error| Failure(with_causes(&error)))
+    fn accept(&self) -> Result<Option<Channel>, Failure> {
+        match self.reception.accept() {
+            Ok(accepted) => Ok(accepted.map(|(channel, _)| channel)),
+            Err(error) => Err(Failure(with_causes(&error))),
+        }
     }
 
     /// Takes memory and state; `None` if the source has called it off.
@@ -322,9 +336,12 @@ impl Arrival<'_> {
     fn load(&mut self, (state, stopped): (Vec<u8>, Stopped)) {
         let begun = Instant::now();
         let (reply, loaded) = channel();
+        let channel = self.channel.as_ref();
+        let other_host = channel.is_none_or(|channel| !channel.link().is_local());
         let event = IncomingEvent::Load {
             state,
             stopped,
+            other_host,
             reply,
         };
         self.reception.sender.send(Event::Incoming(event));
@@ -462,14 +479,10 @@ impl Arrival<'_> {
             self.trouble = Some("it was given up".into());
             return self.step(TargetEvent::Decision(decision));
         }
-        let Ok(Some(link)) = self.accept() else {
+        let Ok(Some(mut channel)) = self.accept() else {
             return;
         };
-        let mut channel = Channel::new(link);
-        let met = channel
-            .set_limit(GREETING_LIMIT)
-            .and_then(|()| channel.meet());
-        match met {
+        match channel.meet() {
             Ok(hello) if hello.purpose == Purpose::Return && hello.session == *self.session => {
                 if channel.welcome(&hello).is_ok() {
                     self.channel = Some(channel);
