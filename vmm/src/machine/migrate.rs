@@ -13,6 +13,7 @@ use brume_snapshot::StateWriter;
 use brume_virtio::block::BlockControl;
 
 use super::{Ending, Machine};
+use crate::cpu::VcpuHandle;
 use crate::lifecycle::{VmEvent, VmState};
 use crate::migration::{
     Control, Departure, HandOver, MetadataSection, Offer, Route, SourceEnd, SourceEvent,
@@ -128,7 +129,7 @@ impl Machine {
 
     /// What the machine is, for the target.
     fn offer(&self, request: &SendMigration) -> Offer {
-        let known = self.vcpus.first().map(|vcpu| vcpu.known());
+        let known = self.vcpus.first().map(VcpuHandle::known);
         let mut offer = Offer::of(&self.description.config, &self.memory, known);
         offer.mode = request.mode;
         offer.may_follow = may_follow(request);

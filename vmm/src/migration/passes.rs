@@ -155,24 +155,19 @@ impl Passes {
         Ok(done)
     }
 
-    /// What is left, with the guest paused, if the target is to get it later; in use, if nothing was
-    /// sent before.
+    /// Finds what is in use, for a guest that goes before its memory: so there is little left to be
+    /// looked for when it stands still.
     ///
     /// # Errors
     ///
     /// The host does not tell.
-    pub(super) fn rest(&self, number: u32) -> Result<PageSet, SourceError> {
-        let mut left = self.left()?;
-        if number == 1 {
-            for region in &self.memory.regions {
-                let Range { start, end } = region.words();
-                let mut words = left.take_words(start..end);
-                let kept = self.in_use.filter(region, start, &mut words);
-                kept.map_err(SourceError::Search)?;
-                left.insert_words(start, &words);
-            }
-        }
-        Ok(left)
+    pub(super) fn note_all(&self) -> Result<(), SourceError> {
+        let mut tracker = self.tracker();
+        // From now on what is written is noted; what was before is seen.
+        tracker.start(Reader::Transfer)?;
+        let used = self.in_use.pages(&self.memory);
+        tracker.put_back(Reader::Transfer, &used.map_err(SourceError::Search)?);
+        Ok(())
     }
 
     /// The memory.

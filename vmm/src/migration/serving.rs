@@ -87,7 +87,7 @@ impl Left {
     }
 
     /// A page that is waited for, and those after it that are left; the stream goes on there.
-    fn take_at(&self, page: u64) -> Vec<Range<u64>> {
+    fn take_at(&self, page: u64) -> Range<u64> {
         let mut state = self.lock();
         state.next = page;
         let most = self.end_after(page).min(page.saturating_add(AHEAD));
@@ -98,7 +98,7 @@ impl Left {
         for page in page..end {
             state.pages.remove(page);
         }
-        vec![page..end]
+        page..end
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -174,7 +174,7 @@ fn answer(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), LaneE
         match lane.channel.receive()? {
             Received::Need { first, pages: 1 } => {
                 let pages = left.take_at(first);
-                let amount = lane.send_at_once(&pages, Zeros::Told)?;
+                let amount = lane.send_at_once(pages, Zeros::Told)?;
                 progress.update(|status| {
                     status.faults += 1;
                     status.bytes += amount.bytes;
@@ -197,7 +197,7 @@ fn answer(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), LaneE
 /// The connection broke; what the target lacks then has to be asked from it.
 pub(super) fn stream(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), SourceError> {
     while let Some(range) = left.take() {
-        let amount = lane.send(&vec![range], Zeros::Told)?;
+        let amount = lane.send(std::slice::from_ref(&range), Zeros::Told)?;
         progress.update(|status| {
             status.bytes += amount.bytes;
             status.pages += amount.pages;
@@ -270,10 +270,10 @@ impl Lane {
     /// Sends pages without regard to the limit: somebody waits for them.
     fn send_at_once(
         &mut self,
-        pages: &[Range<u64>],
+        pages: Range<u64>,
         zeros: Zeros,
     ) -> Result<super::lanes::Amount, LaneError> {
-        self.fill(pages, zeros)?;
+        self.fill(std::slice::from_ref(&pages), zeros)?;
         self.send_filled()
     }
 }
@@ -290,10 +290,10 @@ mod tests {
         pages.insert_range(600..610);
         let left = Left::new(pages, vec![604, 1024]);
         assert_eq!(left.take(), Some(0..128));
-        assert_eq!(left.take_at(601), [601..604]);
+        assert_eq!(left.take_at(601), 601..604);
         // The stream goes on where the guest is, and comes back to the rest.
         assert_eq!(left.take(), Some(128..256));
-        assert_eq!(left.take_at(5), [5..6]);
+        assert_eq!(left.take_at(5), 5..6);
         assert_eq!(left.take(), Some(256..300));
         assert_eq!(left.take(), Some(600..601));
         assert_eq!(left.take(), Some(604..610));

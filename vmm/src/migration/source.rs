@@ -209,6 +209,7 @@ impl Departure {
     /// follows the guest.
     fn pre_copy(&self, passes: &Passes, lanes: &mut Lanes) -> Result<(u32, Follow), SourceError> {
         if self.request.mode == MigrationMode::PostCopy {
+            passes.note_all()?;
             return Ok((1, Follow::Yes));
         }
         self.progress.enter(MigrationPhase::PreCopy);
@@ -222,6 +223,11 @@ impl Departure {
             let left = passes.left()?.count();
             let (next, follow) = self.decide(&mut pace, (number, done, time, left))?;
             self.tell_pass(&pace, (number, done, time, left));
+            let (before, after) = lanes.first.channel.compressed();
+            self.progress.update(|status| {
+                let percent = (before * 100).checked_div(after).unwrap_or(0);
+                status.compression_ratio_percent = u32::try_from(percent).unwrap_or(u32::MAX);
+            });
             match next {
                 Next::Stop => return Ok((number + 1, follow)),
                 Next::Throttle(percent) => {
@@ -330,10 +336,11 @@ fn call_off(channel: &mut Channel, error: SourceError) -> SourceError {
     let _ = channel.set_limit(WORD);
     let why = error.to_string();
     let _ = channel.send(&Message::Cancel { why });
-    if matches!(error, SourceError::Channel(_)) && channel.wait(WORD).unwrap_or(false) {
-        if let Ok(Message::Failed { why }) = channel.receive_message() {
-            return SourceError::Target(why);
-        }
+    if matches!(error, SourceError::Channel(_))
+        && channel.wait(WORD).unwrap_or(false)
+        && let Ok(Message::Failed { why }) = channel.receive_message()
+    {
+        return SourceError::Target(why);
     }
     error
 }

@@ -106,8 +106,8 @@ impl SwitchOver<'_> {
 
     /// Tells the target what is left, and answers it from now on: it may need a page to take on the
     /// state.
-    fn begin_to_serve(&mut self, number: u32, follows: &mut Follows) -> Result<(), SourceError> {
-        let rest = self.passes.rest(number)?;
+    fn begin_to_serve(&mut self, follows: &mut Follows) -> Result<(), SourceError> {
+        let rest = self.passes.left()?;
         let memory = self.passes.memory();
         let ends = memory.regions.iter().map(|region| region.pages().end);
         follows.left = Arc::new(Left::new(rest, ends.collect()));
@@ -160,7 +160,7 @@ impl SwitchOver<'_> {
         moments.held = Some(Instant::now());
         self.show_disks()?;
         match follows {
-            Some(follows) => self.begin_to_serve(number, follows)?,
+            Some(follows) => self.begin_to_serve(follows)?,
             None => drop(self.passes.last(number, self.lanes)?),
         }
         moments.pages_sent = Some(Instant::now());

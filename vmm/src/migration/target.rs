@@ -93,7 +93,7 @@ impl Reception {
             };
             match channel.meet() {
                 Ok(hello) if hello.purpose == Purpose::Control => {
-                    if self.receive(channel, &hello, peer) {
+                    if self.receive(channel, &hello, &peer) {
                         return;
                     }
                     dropped.insert(hello.session);
@@ -128,9 +128,9 @@ impl Reception {
     }
 
     /// Receives a machine; whether it has arrived.
-    fn receive(&self, channel: Channel, hello: &Hello, peer: String) -> bool {
+    fn receive(&self, channel: Channel, hello: &Hello, peer: &str) -> bool {
         tracing::info!("a machine comes from {peer}");
-        self.progress.restart(&peer);
+        self.progress.restart(peer);
         let mut arrival = Arrival {
             reception: self,
             session: &hello.session,
