@@ -62,12 +62,22 @@ impl Machine {
                 | ApiRequest::PutMmds(_)
                 | ApiRequest::PatchMmds(_)
         );
+        let saves = matches!(request, ApiRequest::CreateSnapshot(_));
+        if saves && self.is_followed() {
+            return Err(memory_follows());
+        }
         if changes && self.moving.is_some() {
             return Err(Fault::new(
                 "The machine is being moved: call that off with DELETE /migration first.",
             ));
         }
         Ok(())
+    }
+
+    /// Whether a part of the memory is still where the machine came from.
+    fn is_followed(&self) -> bool {
+        let following = self.memory.following.get();
+        following.is_some_and(|following| !following.is_complete())
     }
 
     fn begin_move(&mut self, request: SendMigration) -> Result<(), Fault> {
@@ -79,11 +89,8 @@ impl Machine {
                 "A snapshot is being made: ask again when that is done.",
             ));
         }
-        if self.memory.may_wait() && self.memory.handler.is_none() {
-            return Err(Fault::new(
-                "Some of the machine's memory is still where it came from: ask again when all of \
-                 it is here.",
-            ));
+        if self.is_followed() {
+            return Err(memory_follows());
         }
         let huge = self.description.config.machine_config.huge_pages == HugePages::Size2M;
         if huge && may_follow(&request) {
@@ -286,6 +293,13 @@ impl Machine {
 /// Whether memory may have to follow the machine.
 fn may_follow(request: &SendMigration) -> bool {
     request.mode != MigrationMode::PreCopy || request.on_timeout == OnTimeout::PostCopy
+}
+
+fn memory_follows() -> Fault {
+    Fault::new(
+        "Some of the machine's memory is still where it came from: ask again when all of it is \
+         here.",
+    )
 }
 
 fn nothing_moves() -> Fault {
