@@ -3,12 +3,13 @@
 
 mod firecracker;
 mod host;
+mod migration;
 mod prometheus;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use brume_api::ApiCounts;
+use brume_api::{ApiCounts, MigrationStatus};
 use brume_devices::{I8042Counters, SerialCounters};
 use brume_mmds::MmdsCounts;
 use brume_virtio::balloon::BalloonCounts;
@@ -41,6 +42,7 @@ pub(crate) struct Counts {
     pub(crate) serial: Arc<SerialCounters>,
     pub(crate) keyboard: Arc<I8042Counters>,
     pub(crate) host: HostUse,
+    pub(crate) migration: MigrationStatus,
 }
 
 /// A balloon and its size.
@@ -97,6 +99,11 @@ mod tests {
             serial: Arc::default(),
             keyboard: Arc::default(),
             host: HostUse::default(),
+            migration: MigrationStatus {
+                role: brume_api::MigrationRole::Source,
+                downtime: Some(brume_api::MigrationDowntime::default()),
+                ..MigrationStatus::default()
+            },
         }
     }
 }

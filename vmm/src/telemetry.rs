@@ -167,6 +167,7 @@ impl Telemetry {
             serial: Arc::default(),
             keyboard: Arc::default(),
             host: host_use(),
+            migration: self.migration.peek(),
         }
     }
 

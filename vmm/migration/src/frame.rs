@@ -37,19 +37,16 @@ pub(crate) enum Kind {
     Need,
     /// Blocks of drive `count` from byte `argument` on.
     Disk,
-    /// Zeros on drive `count` from byte `argument` on; what follows is how many, in bytes, as u64.
-    DiskZeros,
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 6] = [
         Self::Message,
         Self::Pages,
         Self::State,
         Self::Missing,
         Self::Need,
         Self::Disk,
-        Self::DiskZeros,
     ];
 
     fn number(self) -> u8 {
@@ -57,14 +54,13 @@ impl Kind {
     }
 
     /// The most that such a frame may announce, in bytes.
-    fn most(self) -> u32 {
+    pub(crate) fn most(self) -> u32 {
         match self {
             Self::Message => 4 << 20,
             // Compressed data may be larger than it was, by a little.
             Self::Pages => (1 << 20) + (64 << 10),
             Self::State | Self::Missing | Self::Disk => 1 << 20,
             Self::Need => 0,
-            Self::DiskZeros => 8,
         }
     }
 }
@@ -216,7 +212,7 @@ mod tests {
             Header::decode(&bytes)
         };
         assert!(matches!(with(0, b'X'), Err(ChannelError::Magic)));
-        assert!(matches!(with(4, 7), Err(ChannelError::Malformed(_))));
+        assert!(matches!(with(4, 6), Err(ChannelError::Malformed(_))));
         assert!(matches!(with(7, 1), Err(ChannelError::Malformed(_))));
         assert!(matches!(with(11, 0xff), Err(ChannelError::TooLong { .. })));
     }

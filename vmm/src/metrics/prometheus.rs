@@ -10,22 +10,22 @@ use brume_devices::{LATENCY_BOUNDS_US, Latency};
 use brume_virtio::block::{BlockCounts, KindCounts};
 use brume_virtio::net::NetCounts;
 
-use super::Counts;
+use super::{Counts, migration};
 use crate::lifecycle::VmState;
 
 /// A text that grows by metrics.
 #[derive(Default)]
-struct Text(String);
+pub(super) struct Text(String);
 
 impl Text {
     /// Begins a metric.
-    fn metric(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn metric(&mut self, name: &str, kind: &str, help: &str) {
         // A string takes all that is written to it.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
     /// A value of the metric that was begun.
-    fn value(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+    pub(super) fn value(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         self.0.push_str(name);
         for (index, (label, text)) in labels.iter().enumerate() {
             self.0.push(if index == 0 { '{' } else { ',' });
@@ -38,7 +38,7 @@ impl Text {
         let _ = writeln!(self.0, " {value}");
     }
 
-    fn count(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+    pub(super) fn count(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
         self.value(name, labels, value as f64);
     }
 
@@ -84,6 +84,7 @@ pub(crate) fn text(counts: &Counts) -> String {
     drives(&mut text, &counts.drives);
     interfaces(&mut text, &counts.interfaces);
     small_devices(&mut text, counts);
+    migration::add(&mut text, &counts.migration);
     api(&mut text, counts);
     text.0
 }
@@ -148,7 +149,8 @@ fn machine(text: &mut Text, counts: &Counts) {
     let name = "brume_state";
     text.metric(name, "gauge", "1 for the state that the machine is in.");
     for state in [VmState::NotStarted, VmState::Running, VmState::Paused] {
-        let is = u64::from(state == counts.state);
+        // A machine on its way to another process counts as paused.
+        let is = u64::from(state.name() == counts.state.name());
         text.count(name, &[("state", state.name())], is);
     }
     let name = "brume_memory_bytes";

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use brume_api::with_causes;
-use brume_migration::{Channel, ChannelError, Closer, Message, PagesIn, Received};
+use brume_migration::{Channel, ChannelError, Closer, Message, PAGE, PagesIn, Received};
 
 use super::status::Progress;
 use crate::memory::MachineMemory;
@@ -94,7 +94,7 @@ pub(super) fn apply(memory: &MachineMemory, pages: PagesIn<'_>) -> io::Result<(u
                 for page in range {
                     if !memory.is_zero(page)? {
                         let one = memory.slice(page..page + 1)?;
-                        one.copy_from(&[0_u8; PAGE_SIZE as usize]);
+                        one.copy_from(&[0_u8; PAGE]);
                     }
                 }
                 counts.1 += u64::from(run.pages);

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
-use brume_api::OnTimeout;
+use brume_api::{MigrationPhase, OnTimeout};
 use brume_migration::{Channel, Message};
 use brume_virtio::block::BlockControl;
 use vmm_sys_util::seek_hole::SeekHole;
@@ -85,6 +85,11 @@ impl Disks {
         self.disks.iter().map(|disk| (&*disk.id, disk.size))
     }
 
+    /// Whether there are none, or none that move along.
+    pub(super) fn is_empty(&self) -> bool {
+        self.disks.is_empty()
+    }
+
     /// How much was written since it was sent, in whole pages.
     pub(super) fn left_pages(&self) -> u64 {
         self.left().div_ceil(PAGE_SIZE)
@@ -102,7 +107,8 @@ impl Disks {
             .sum()
     }
 
-    /// Copies them until little is left, or no less than before.
+    /// Copies them until little is left, or no less than before. The guest's memory need not be
+    /// watched meanwhile.
     ///
     /// # Errors
     ///
@@ -113,6 +119,10 @@ impl Disks {
         control: &Control,
         progress: &Progress,
     ) -> Result<(), SourceError> {
+        if self.disks.is_empty() {
+            return Ok(());
+        }
+        progress.enter(MigrationPhase::PreCopy);
         let mut before = u64::MAX;
         for number in 1..=MOST_PASSES {
             self.pass(lane, progress)?;

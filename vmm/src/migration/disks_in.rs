@@ -80,6 +80,11 @@ impl DisksIn {
         }
     }
 
+    /// Whether there are none, or none that come along.
+    pub(super) fn is_empty(&self) -> bool {
+        self.disks.is_empty()
+    }
+
     /// Writes what has come of a drive.
     ///
     /// # Errors

@@ -70,18 +70,19 @@ impl InUse {
         Ok(())
     }
 
-    /// How many bytes are in use, as far as is known.
-    pub(super) fn bytes(&self, memory: &MachineMemory) -> u64 {
-        let own = pagemap::find(&memory.regions, memory.size, Wanted::Own);
-        let Ok(mut pages) = own else {
-            return 0;
-        };
+    /// All pages that are in use.
+    ///
+    /// # Errors
+    ///
+    /// The host does not tell.
+    pub(super) fn pages(&self, memory: &MachineMemory) -> io::Result<PageSet> {
+        let mut pages = pagemap::find(&memory.regions, memory.size, Wanted::Own)?;
         match &self.always {
             Always::None => {}
             Always::These(always) => pages.insert_all(always),
-            Always::All => return memory.size,
+            Always::All => pages = PageSet::full(memory.size),
         }
-        pages.count() * PAGE_SIZE
+        Ok(pages)
     }
 }
 

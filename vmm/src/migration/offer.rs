@@ -17,6 +17,7 @@ use crate::chipset::ChipsetState;
 use crate::cpu::{Known, VcpuState, missing_features, tsc_rates_fit};
 use crate::kvm::VmKvmState;
 use crate::memory::MachineMemory;
+use crate::page_set::PAGE_SIZE;
 use crate::snapshot::{Prepared, Raw, VirtioSection};
 
 /// Where Linux tells how much memory can still be used.
@@ -94,7 +95,7 @@ impl Offer {
     /// What is told of a machine of `config`, whose first vCPU is `vcpu`; how it moves is still to
     /// be filled in.
     pub(crate) fn of(config: &VmConfig, memory: &MachineMemory, vcpu: Option<&Known>) -> Self {
-        let in_use = InUse::of(memory).map(|in_use| in_use.bytes(memory));
+        let in_use = InUse::of(memory).and_then(|in_use| in_use.pages(memory));
         let cpuid = vcpu.map(|vcpu| vcpu.cpuid.as_slice().to_vec());
         Self {
             config: VmConfig {
@@ -104,7 +105,7 @@ impl Offer {
                 ..config.clone()
             },
             memory: memory.size,
-            memory_in_use: in_use.unwrap_or(0),
+            memory_in_use: in_use.map_or(0, |pages| pages.count() * PAGE_SIZE),
             sections: own_sections(),
             cpuid: cpuid.unwrap_or_default().into_iter().map(Raw).collect(),
             tsc_khz: vcpu.and_then(|vcpu| vcpu.tsc_khz),

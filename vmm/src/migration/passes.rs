@@ -155,6 +155,26 @@ impl Passes {
         Ok(done)
     }
 
+    /// Finds what is in use, for a guest that goes before its memory: so there is little left to be
+    /// looked for when it stands still.
+    ///
+    /// # Errors
+    ///
+    /// The host does not tell.
+    pub(super) fn note_all(&self) -> Result<(), SourceError> {
+        let mut tracker = self.tracker();
+        // From now on what is written is noted; what was before is seen.
+        tracker.start(Reader::Transfer)?;
+        let used = self.in_use.pages(&self.memory);
+        tracker.put_back(Reader::Transfer, &used.map_err(SourceError::Search)?);
+        Ok(())
+    }
+
+    /// The memory.
+    pub(super) fn memory(&self) -> &Arc<MachineMemory> {
+        &self.memory
+    }
+
     /// The windows in which there is something to do.
     fn windows(&self, seen: &PageSet) -> Vec<Window> {
         let tracker = self.tracker();

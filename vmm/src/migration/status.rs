@@ -108,6 +108,11 @@ impl Progress {
         status
     }
 
+    /// What was told last, without a look at the clock, for metrics.
+    pub(crate) fn peek(&self) -> MigrationStatus {
+        self.lock().status.clone()
+    }
+
     /// Waits until somebody has seen how it ended.
     pub(crate) fn wait_seen(&self, limit: Duration) {
         let state = self.lock();
