@@ -144,9 +144,10 @@ Examples:
   brume receive --listen tcp:0.0.0.0:4444 --api-sock vm.sock --net eth0=tap7 \\
                 --tls-ca ca.pem --tls-cert host2.pem --tls-key host2.key
 
-Disks have to be on storage that both sides reach, or be sent along (`migrate --with-disks`) into
-files of the same size that are there already. Without TLS, whoever reaches the address can send a
-machine or read this one: use it on a network that nobody else is on.
+Disks have to be on storage that both sides reach, or be sent along (`migrate --with-disks`): into
+files that are made for them, or into files or devices of the same size that are there already, which
+are overwritten, unless another machine has locked them. Without TLS, whoever reaches the address can
+send a machine or read this one: use it on a network that nobody else is on.
 On the console, Ctrl-A x ends the machine, Ctrl-A h lists the keys.";
 
 const CLONE_EXAMPLES: &str = "\

@@ -10,16 +10,16 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brume_api::{MigrationPhase, OnTimeout};
-use brume_migration::{Channel, Message};
+use brume_migration::Message;
 use brume_virtio::block::BlockControl;
 use vmm_sys_util::seek_hole::SeekHole;
 
 use super::control::Control;
 use super::error::SourceError;
-use super::lanes::Lane;
+use super::lanes::Lanes;
 use super::source::out_of_turn;
 use super::status::Progress;
 use crate::page_set::PAGE_SIZE;
@@ -33,6 +33,8 @@ const PIECE: usize = 64 << 10;
 const MOST_ZEROS: u64 = 64 << 20;
 /// How little has to be left for a pass with the memory, in bytes.
 const LITTLE: u64 = 16 << 20;
+/// How often the connections that carry nothing say that they are still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The most passes over the disks alone.
 const MOST_PASSES: u32 = 16;
 
@@ -115,7 +117,7 @@ impl Disks {
     /// They cannot be read or sent, it was called off, or takes too long.
     pub(super) fn copy(
         &mut self,
-        lane: &mut Lane,
+        lanes: &mut Lanes,
         control: &Control,
         progress: &Progress,
     ) -> Result<(), SourceError> {
@@ -125,7 +127,7 @@ impl Disks {
         progress.enter(MigrationPhase::PreCopy);
         let mut before = u64::MAX;
         for number in 1..=MOST_PASSES {
-            self.pass(lane, progress)?;
+            self.pass(lanes, progress)?;
             let left = self.left();
             tracing::debug!(
                 "migration: pass {number} over the disks: {} bytes sent, {left} written meanwhile",
@@ -150,13 +152,18 @@ impl Disks {
     /// # Errors
     ///
     /// As for [`Self::copy`].
-    pub(super) fn pass(&mut self, lane: &mut Lane, progress: &Progress) -> Result<(), SourceError> {
+    pub(super) fn pass(
+        &mut self,
+        lanes: &mut Lanes,
+        progress: &Progress,
+    ) -> Result<(), SourceError> {
         if self.disks.is_empty() {
             return Ok(());
         }
-        self.send(lane, progress, false)?;
-        lane.channel.send(&Message::DisksEnded { last: false })?;
-        await_taken(&mut lane.channel)
+        self.send(lanes, progress, false)?;
+        let channel = &mut lanes.first.channel;
+        channel.send(&Message::DisksEnded { last: false })?;
+        await_taken(lanes)
     }
 
     /// Sends what is left, with the guest paused.
@@ -164,18 +171,23 @@ impl Disks {
     /// # Errors
     ///
     /// They cannot be read or sent.
-    pub(super) fn last(&mut self, lane: &mut Lane, progress: &Progress) -> Result<(), SourceError> {
+    pub(super) fn last(
+        &mut self,
+        lanes: &mut Lanes,
+        progress: &Progress,
+    ) -> Result<(), SourceError> {
         if self.disks.is_empty() {
             return Ok(());
         }
-        self.send(lane, progress, true)?;
-        lane.channel.send(&Message::DisksEnded { last: true })?;
+        self.send(lanes, progress, true)?;
+        let channel = &mut lanes.first.channel;
+        channel.send(&Message::DisksEnded { last: true })?;
         Ok(())
     }
 
     fn send(
         &mut self,
-        lane: &mut Lane,
+        lanes: &mut Lanes,
         progress: &Progress,
         paused: bool,
     ) -> Result<(), SourceError> {
@@ -194,7 +206,8 @@ impl Disks {
             };
             let mut way = Way {
                 number,
-                lane: &mut *lane,
+                lanes: &mut *lanes,
+                alive: Instant::now(),
                 progress,
                 paused,
                 sent: &mut self.sent,
@@ -220,7 +233,9 @@ impl Drop for Disks {
 /// Where the blocks of a disk go.
 struct Way<'a> {
     number: u32,
-    lane: &'a mut Lane,
+    lanes: &'a mut Lanes,
+    /// When the other connections have last said something.
+    alive: Instant,
     progress: &'a Progress,
     paused: bool,
     /// Bytes on the wire.
@@ -229,35 +244,38 @@ struct Way<'a> {
 
 impl Way<'_> {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SourceError> {
-        let sent = self.lane.channel.send_disk(self.number, offset, bytes)?;
-        self.count(sent, bytes.len() as u64);
-        if !self.paused {
-            self.lane.wait_for_limit(sent)?;
-        }
-        Ok(())
+        let channel = &mut self.lanes.first.channel;
+        let sent = channel.send_disk(self.number, offset, bytes)?;
+        self.sent(sent, bytes.len() as u64)
     }
 
     fn zeros(&mut self, range: &Range<u64>) -> Result<(), SourceError> {
         let mut offset = range.start;
         while offset < range.end {
             let length = MOST_ZEROS.min(range.end - offset);
-            let channel = &mut self.lane.channel;
+            let channel = &mut self.lanes.first.channel;
             let sent = channel.send_disk_zeros(self.number, offset, length)?;
-            self.count(sent, 0);
-            if !self.paused {
-                self.lane.wait_for_limit(sent)?;
-            }
+            self.sent(sent, 0)?;
             offset += length;
         }
         Ok(())
     }
 
-    fn count(&mut self, sent: u64, data: u64) {
-        *self.sent += sent;
+    fn sent(&mut self, bytes: u64, data: u64) -> Result<(), SourceError> {
+        *self.sent += bytes;
         self.progress.update(|status| {
-            status.bytes += sent;
+            status.bytes += bytes;
             status.disk_bytes += data;
         });
+        if self.paused {
+            return Ok(());
+        }
+        self.lanes.first.wait_for_limit(bytes)?;
+        if self.alive.elapsed() >= KEEP_ALIVE {
+            self.alive = Instant::now();
+            self.lanes.keep_alive()?;
+        }
+        Ok(())
     }
 }
 
@@ -351,11 +369,11 @@ fn runs(bytes: &[u8]) -> Vec<(bool, &[u8])> {
 }
 
 /// Waits until the target has the blocks of a pass.
-fn await_taken(channel: &mut Channel) -> Result<(), SourceError> {
+fn await_taken(lanes: &mut Lanes) -> Result<(), SourceError> {
     loop {
-        match channel.receive_message()? {
+        match lanes.first.channel.receive_message()? {
             Message::DisksTaken => return Ok(()),
-            Message::KeepAlive => {}
+            Message::KeepAlive => lanes.keep_alive()?,
             Message::Failed { why } => return Err(SourceError::Target(why)),
             _ => return Err(out_of_turn()),
         }

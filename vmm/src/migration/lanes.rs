@@ -128,6 +128,12 @@ impl Lane {
         Ok(())
     }
 
+    /// Says that it is still there.
+    fn keep_alive(&mut self) -> Result<(), LaneError> {
+        self.channel.send(&Message::KeepAlive)?;
+        Ok(())
+    }
+
     pub(super) fn wait_for_limit(&self, bytes: u64) -> Result<(), LaneError> {
         let wait = self.control.rate().take(bytes);
         if !wait.is_zero() {
@@ -143,6 +149,7 @@ impl Lane {
 enum Work {
     Send(Batch, Zeros),
     EndPass(u32),
+    KeepAlive,
 }
 
 /// What a lane's thread has done.
@@ -167,6 +174,7 @@ impl Worker {
                     let result = match order {
                         Work::Send(batch, zeros) => lane.send(&batch, zeros),
                         Work::EndPass(pass) => lane.end_pass(pass).map(|()| Amount::default()),
+                        Work::KeepAlive => lane.keep_alive().map(|()| Amount::default()),
                     };
                     let failed = result.is_err();
                     if answers.send(result).is_err() || failed {
@@ -260,6 +268,12 @@ impl Lanes {
             Some(other) => other.give(Work::Send(pages, zeros)),
             None => self.first.send(&pages, zeros),
         }
+    }
+
+    /// Says on all but the first, between passes, that they are still there.
+    pub(super) fn keep_alive(&mut self) -> Result<(), LaneError> {
+        let mut others = self.others.iter_mut();
+        others.try_for_each(|other| other.give(Work::KeepAlive).map(drop))
     }
 
     /// Ends a pass on all of them; what was sent meanwhile.

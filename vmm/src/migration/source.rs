@@ -153,7 +153,7 @@ impl Departure {
         let others = others.into_iter().map(lane).collect();
         let mut lanes = Lanes::new(lane(channel), others).map_err(SourceError::Thread)?;
         let (control, progress) = (&self.control, &self.progress);
-        if let Err(error) = self.disks.copy(&mut lanes.first, control, progress) {
+        if let Err(error) = self.disks.copy(&mut lanes, control, progress) {
             return Err(call_off(&mut lanes.first.channel, error));
         }
         let passes = Passes::begin(
@@ -231,7 +231,7 @@ impl Departure {
         for number in 1.. {
             let begun = Instant::now();
             self.progress.update(|status| status.pass = number);
-            self.disks.pass(&mut lanes.first, &self.progress)?;
+            self.disks.pass(lanes, &self.progress)?;
             let done = passes.pass(number, lanes)?;
             await_pass(&mut lanes.first.channel, number)?;
             let time = begun.elapsed();

@@ -160,7 +160,7 @@ impl SwitchOver<'_> {
             _ => return Err(SourceError::Ended),
         }
         moments.held = Some(Instant::now());
-        self.disks.last(&mut self.lanes.first, self.progress)?;
+        self.disks.last(self.lanes, self.progress)?;
         self.show_disks()?;
         match follows {
             Some(follows) => self.begin_to_serve(follows)?,

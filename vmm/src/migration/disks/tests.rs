@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::thread;
 
 use brume_api::config::HugePages;
-use brume_migration::{Link, Received};
+use brume_migration::{Channel, Link, Received};
 use brume_virtio::block::{Block, BlockConfig, CopiedImage, Locking};
 
+use super::super::lanes::Lane;
 use super::*;
 use crate::memory::{self, Backing, MachineMemory};
 
@@ -90,11 +91,12 @@ fn open(path: &Path, locking: Locking) -> Block {
     .unwrap()
 }
 
-fn lane(stream: UnixStream, control: &Control) -> Lane {
+fn lanes(stream: UnixStream, control: &Control) -> Lanes {
     let guest = memory::map(2 * MIB, HugePages::default()).unwrap();
     let memory = Arc::new(MachineMemory::new(guest, Backing::Zeros));
     let channel = Channel::new(Link::from_unix(stream).unwrap());
-    Lane::new(channel, memory, control.clone())
+    let lane = Lane::new(channel, memory, control.clone());
+    Lanes::new(lane, Vec::new()).unwrap()
 }
 
 fn control() -> Control {
@@ -137,14 +139,14 @@ fn an_image_becomes_the_same_whatever_was_there_and_is_written() {
     let (one, other) = UnixStream::pair().unwrap();
     let there = files.there.clone();
     let target = thread::spawn(move || receive(other, &there));
-    let mut lane = lane(one, &control);
+    let mut lanes = lanes(one, &control);
     let block = open(&files.here, Locking::Off);
     let drive = block.control();
     let drives = [("d".to_owned(), drive.clone())].into_iter();
     let mut disks = Disks::of(drives).unwrap();
     assert_eq!(disks.sizes().collect::<Vec<_>>(), [("d", 200 * MIB + 512)]);
 
-    disks.copy(&mut lane, &control, &progress).unwrap();
+    disks.copy(&mut lanes, &control, &progress).unwrap();
     assert_eq!((disks.left_pages(), drive.log().bytes()), (0, 0));
     assert_eq!(progress.get().disk_bytes, MIB + 4096);
 
@@ -154,11 +156,11 @@ fn an_image_becomes_the_same_whatever_was_there_and_is_written() {
     file.write_all_at(&vec![0; MIB as usize], MIB).unwrap();
     drive.set_image(&files.here).unwrap();
     assert!(disks.left_pages() >= 200 * MIB / PAGE_SIZE);
-    disks.pass(&mut lane, &progress).unwrap();
+    disks.pass(&mut lanes, &progress).unwrap();
     assert_eq!(disks.left_pages(), 0);
     file.write_all_at(&[8; 512], 200 * MIB).unwrap();
     drive.set_image(&files.here).unwrap();
-    disks.last(&mut lane, &progress).unwrap();
+    disks.last(&mut lanes, &progress).unwrap();
 
     let data = target.join().unwrap();
     assert_eq!(progress.get().disk_bytes, data);
@@ -190,12 +192,12 @@ fn what_is_called_off_ends_soon() {
     let files = files();
     let control = control();
     let (one, _other) = UnixStream::pair().unwrap();
-    let mut lane = lane(one, &control);
+    let mut lanes = lanes(one, &control);
     let block = open(&files.here, Locking::Off);
     let drives = [("d".to_owned(), block.control())].into_iter();
     let mut disks = Disks::of(drives).unwrap();
     control.cancel();
-    let copied = disks.copy(&mut lane, &control, &Progress::default());
+    let copied = disks.copy(&mut lanes, &control, &Progress::default());
     assert!(matches!(copied, Err(SourceError::Cancelled)), "{copied:?}");
     drop(disks);
     assert!(block.control().log().take().is_none());
