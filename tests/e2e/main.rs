@@ -24,6 +24,7 @@ mod input;
 mod limiter;
 mod linux;
 mod migration;
+mod migration_linux;
 mod mmds;
 mod net;
 mod parts;
