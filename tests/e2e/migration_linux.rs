@@ -9,13 +9,13 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use brume_api::{MigrationPhase, MigrationStatus};
-use brume_tests::api::{ApiVm, eventually};
+use brume_tests::api::eventually;
 use brume_tests::lan::{Lan, TAP};
-use brume_tests::ping::{Listener, Ping, Route, Train};
-use brume_tests::vm::{LINUX, SOON, brume, output_of};
+use brume_tests::ping::{Listener, Ping, Probe, Train, assert_answered};
+use brume_tests::placed::Placed;
+use brume_tests::vm::{LINUX, SOON};
 use brume_tests::witness::{self, Asker, Status, assert_journal, status_over, stream};
 use brume_tests::{artefacts, linux_slot};
 use serde_json::json;
@@ -24,7 +24,6 @@ use tempfile::TempDir;
 const MAC: [u8; 6] = [0x06, 0, 0, 0, 0, 0x0a];
 /// The MAC address of who pings, on the switch.
 const PINGER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
-const PORT: u16 = 7000;
 /// Between two pings, if the guest is fast enough.
 const INTERVAL: Duration = Duration::from_millis(10);
 /// So many are tried alone before.
@@ -46,10 +45,8 @@ struct Surroundings {
 
 /// One process of the machine.
 struct Machine {
-    api: ApiVm,
+    placed: Placed,
     vsock: PathBuf,
-    /// The number of its host.
-    host: usize,
 }
 
 impl Surroundings {
@@ -73,18 +70,16 @@ impl Surroundings {
         }
     }
 
-    /// A process on a host, for generation `number` of the machine.
-    fn process(&self, host: usize, number: usize) -> Machine {
-        let lan = &self.lan;
-        Machine {
-            api: ApiVm::start_with(brume(), |command| lan.hosts[host].wrap(&command)),
-            vsock: self.folder.path().join(format!("{number}.sock")),
-            host,
-        }
+    /// The vsock device's socket of generation `number`.
+    fn vsock(&self, number: usize) -> PathBuf {
+        self.folder.path().join(format!("{number}.sock"))
     }
 
     fn boot(&self) -> Machine {
-        let machine = self.process(0, 0);
+        let machine = Machine {
+            placed: Placed::start(&self.lan, 0),
+            vsock: self.vsock(0),
+        };
         let interface = json!({"iface_id": "eth0", "host_dev_name": TAP, "guest_mac": text(MAC)});
         let parts = [
             (
@@ -93,28 +88,25 @@ impl Surroundings {
             ),
             ("/network-interfaces/eth0", interface),
         ];
-        witness::boot(&machine.api, &self.disk, &machine.vsock, &parts);
+        witness::boot(&machine.placed.api, &self.disk, &machine.vsock, &parts);
         machine
     }
 
     /// A process on the other host that waits for the machine.
-    fn receiver(&self, source: &Machine, number: usize) -> (Machine, String) {
-        let target = self.process(1 - source.host, number);
-        let address = format!("tcp:{}:{PORT}", Lan::address(target.host));
-        let body = json!({
-            "listen": address, "vsock_override": {"uds_path": target.vsock},
-        });
-        target.api.done("PUT", "/migration/receive", &body);
-        (target, address)
+    fn receiver(&self, source: &Machine, number: usize) -> Machine {
+        let vsock = self.vsock(number);
+        let overrides = json!({"vsock_override": {"uds_path": vsock}});
+        Machine {
+            placed: source.placed.other(&self.lan, &overrides),
+            vsock,
+        }
     }
 
     /// Pings from the switch until it ends.
     fn pings(&self, interval: Duration) -> Train {
-        let route = Route {
-            macs: [MAC, PINGER],
-            addresses: [witness::ADDRESS, witness::HOST].map(address),
-        };
-        Train::start(&self.lan.switch, "lan0", route, interval)
+        let addresses = [witness::ADDRESS, witness::HOST].map(address);
+        let probe = Probe::Echo([MAC, PINGER], addresses);
+        Train::start(&self.lan.switch, "lan0", probe, interval)
     }
 
     /// How often the guest can be pinged: an emulated kernel takes long for an answer, and loses
@@ -128,47 +120,6 @@ impl Surroundings {
         assert!(times.len() >= TRIES - 1, "only {times:?} were answered");
         INTERVAL.max(times[times.len() / 2] * 3)
     }
-
-    /// The port by which the switch reaches the guest.
-    fn port(&self) -> String {
-        let switch = self.lan.switch.name();
-        let table = output_of("bridge", &["-n", switch, "fdb", "show", "br", "lan0"]);
-        let mac = text(MAC);
-        let line = table.lines().find(|line| line.starts_with(&mac));
-        let words = line.unwrap_or_default().split(' ');
-        words
-            .skip_while(|word| *word != "dev")
-            .nth(1)
-            .unwrap_or_default()
-            .to_owned()
-    }
-}
-
-impl Machine {
-    fn progress(&self) -> MigrationStatus {
-        serde_json::from_value(self.api.get("/migration")).unwrap()
-    }
-
-    /// Moves to `target`; how that went.
-    fn move_to(&self, target: &Self, address: &str) -> MigrationStatus {
-        let body = json!({"destination": address, "connections": 2});
-        self.api.done("PUT", "/migration/send", &body);
-        let begun = Instant::now();
-        let status = loop {
-            let status = self.progress();
-            if status.phase.is_over() {
-                break status;
-            }
-            assert!(begun.elapsed() < SOON, "{status:#?}");
-            thread::sleep(Duration::from_millis(5));
-        };
-        let logs = || format!("{status:#?}\n{}\n{}", self.api.log(), target.api.log());
-        assert_eq!(status.phase, MigrationPhase::Completed, "{}", logs());
-        eventually("the target says so, too", || {
-            target.progress().phase == MigrationPhase::Completed
-        });
-        status
-    }
 }
 
 fn text(mac: [u8; 6]) -> String {
@@ -177,30 +128,6 @@ fn text(mac: [u8; 6]) -> String {
 
 fn address(text: &str) -> Ipv4Addr {
     text.split('/').next().unwrap().parse().unwrap()
-}
-
-/// Checks that no more pings were lost than the guest stood still for, and one.
-#[track_caller]
-fn assert_answered(pings: &[Ping], interval: Duration, downtime_us: u64) {
-    let lost: Vec<_> = pings
-        .iter()
-        .filter(|ping| ping.answered.is_none())
-        .collect();
-    let slowest = pings.iter().filter_map(Ping::time).max();
-    println!(
-        "downtime {downtime_us} us, {} of {} pings lost at {interval:?}, slowest {slowest:?}",
-        lost.len(),
-        pings.len()
-    );
-    let interval_us = u64::try_from(interval.as_micros()).unwrap();
-    let allowed = downtime_us.div_ceil(interval_us) + 1;
-    let first = pings[0].sent;
-    let when: Vec<_> = lost.iter().map(|ping| ping.sent - first).collect();
-    assert!(
-        lost.len() as u64 <= allowed,
-        "{downtime_us} us stood still, lost at {when:?} of {}",
-        pings.len()
-    );
 }
 
 /// Checks that the guest said nothing but what it was asked: its kernel warned of nothing, and
@@ -222,39 +149,48 @@ fn move_often(times: usize) {
     let around = Surroundings::new();
     let asker = &around.asker;
     let mut machine = around.boot();
-    assert_eq!(asker.ask(&machine.api.vm, "m"), "mmds before=0 after=200");
-    let mut uptime = asker.uptime(&machine.api.vm);
+    assert_eq!(
+        asker.ask(&machine.placed.api.vm, "m"),
+        "mmds before=0 after=200"
+    );
+    let mut uptime = asker.uptime(&machine.placed.api.vm);
     for number in 1..=times {
-        let open = stream(&machine.vsock, &machine.api.vm);
+        let open = stream(&machine.vsock, &machine.placed.api.vm);
         match number {
             // It moves while it is being filled, and while it is being emptied.
             2 => machine
+                .placed
                 .api
                 .done("PATCH", "/balloon", &json!({"amount_mib": 12})),
             5 => machine
+                .placed
                 .api
                 .done("PATCH", "/balloon", &json!({"amount_mib": 0})),
             _ => {}
         }
-        let before = asker.status(&machine.api.vm);
+        let before = asker.status(&machine.placed.api.vm);
         let interval = around.interval();
-        let (target, to) = around.receiver(&machine, number);
+        let target = around.receiver(&machine, number);
         let announcements = Listener::start(&around.lan.switch, "lan0", MAC);
         let pings = around.pings(interval);
         thread::sleep(AROUND);
-        let status = machine.move_to(&target, &to);
+        let status = machine.placed.move_to(&target.placed);
         thread::sleep(AROUND);
         let pings = pings.end();
-        let port = format!("port{}", target.host);
-        assert_eq!(around.port(), port);
-        let downtime = status.downtime.unwrap().total_us;
-        let source = machine.api.vm.wait(SOON);
+        let port = format!("port{}", target.placed.host);
+        assert_eq!(around.lan.port_of(&text(MAC)), port);
+        let downtime = Duration::from_micros(status.downtime.unwrap().total_us);
+        let source = machine.placed.api.vm.wait(SOON);
         source.assert_clean();
         assert_silent(&source.stdout);
-        machine = Machine { ..target };
+        machine = target;
         drop(open);
-        let vm = &machine.api.vm;
-        assert_answered(&pings, interval, downtime);
+        let vm = &machine.placed.api.vm;
+        let lost = assert_answered(&pings, interval, downtime);
+        println!(
+            "{number}: {downtime:?}, {lost} of {} pings lost, one each {interval:?}",
+            pings.len()
+        );
 
         let after = asker.status(vm);
         after.assert_after(&before);
@@ -283,8 +219,8 @@ fn move_often(times: usize) {
             _ => {}
         }
     }
-    let status = Status::parse(&asker.ask(&machine.api.vm, "q"));
-    let outcome = machine.api.vm.wait(LINUX);
+    let status = Status::parse(&asker.ask(&machine.placed.api.vm, "q"));
+    let outcome = machine.placed.api.vm.wait(LINUX);
     outcome.assert_clean();
     outcome.line("brume-guest: witness ok");
     assert_silent(&outcome.stdout);
@@ -294,7 +230,7 @@ fn move_often(times: usize) {
 #[track_caller]
 fn wait_for_balloon(machine: &Machine, mib: u64) {
     eventually("the balloon is as large as it should be", || {
-        machine.api.get("/balloon/statistics")["actual_mib"] == mib
+        machine.placed.api.get("/balloon/statistics")["actual_mib"] == mib
     });
 }
 

@@ -38,6 +38,7 @@ pub mod netns;
 pub mod pattern;
 #[allow(clippy::indexing_slicing, reason = "frames are the tests' own")]
 pub mod ping;
+pub mod placed;
 pub mod proxy;
 pub mod pty;
 pub mod vm;

@@ -11,6 +11,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::frame;
 use crate::host::FrameSocket;
 use crate::netns::NetNs;
 
@@ -27,13 +28,48 @@ const LATE: Duration = Duration::from_secs(2);
 /// Ethernet header, IPv4 header, echo request with 8 bytes.
 const LENGTH: usize = 14 + 20 + 16;
 
-/// Who pings whom.
+/// What is sent, and answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Route {
-    /// The MAC addresses of who is pinged and who pings.
-    pub macs: [[u8; 6]; 2],
-    /// Their IPv4 addresses.
-    pub addresses: [Ipv4Addr; 2],
+pub enum Probe {
+    /// ICMP echo requests: the MAC addresses of who is pinged and who pings, and their IPv4
+    /// addresses.
+    Echo([[u8; 6]; 2], [Ipv4Addr; 2]),
+    /// Test frames, which the bare guest's step `net-respond` sends back: their MAC addresses.
+    Frame([[u8; 6]; 2]),
+}
+
+impl Probe {
+    fn ethertype(self) -> u16 {
+        match self {
+            Self::Echo(..) => IPV4,
+            Self::Frame(_) => u16::from_be_bytes(frame::ETHERTYPE),
+        }
+    }
+
+    fn request(self, number: u16) -> Vec<u8> {
+        match self {
+            Self::Echo(macs, addresses) => echo_request(macs, addresses, number),
+            Self::Frame([to, from]) => {
+                let mut bytes = vec![0; frame::MIN];
+                frame::build(&mut bytes, to, from, frame::DATA, number.into(), 0);
+                bytes
+            }
+        }
+    }
+
+    /// The number of the ping that `bytes` answers.
+    fn reply(self, bytes: &[u8]) -> Option<u16> {
+        match self {
+            Self::Echo(_, [from, _]) => echo_reply(from, bytes),
+            Self::Frame([from, _]) => {
+                let (_, number) = frame::parse(bytes)?;
+                let is_answer = bytes.get(6..12)? == from && frame::intact(bytes, 0);
+                is_answer
+                    .then_some(number)
+                    .and_then(|number| u16::try_from(number).ok())
+            }
+        }
+    }
 }
 
 /// One ping.
@@ -65,13 +101,13 @@ impl Train {
     /// # Panics
     ///
     /// There is no such interface, or it is not allowed.
-    pub fn start(network: &NetNs, name: &str, route: Route, interval: Duration) -> Self {
-        let socket = Arc::new(open(network, name, IPV4));
+    pub fn start(network: &NetNs, name: &str, probe: Probe, interval: Duration) -> Self {
+        let socket = Arc::new(open(network, name, probe.ethertype()));
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, out) = (stop.clone(), socket.clone());
-        let sender = thread::spawn(move || send(&out, route, interval, &stopped));
+        let sender = thread::spawn(move || send(&out, probe, interval, &stopped));
         let stopped = stop.clone();
-        let receiver = thread::spawn(move || receive(&socket, route, &stopped));
+        let receiver = thread::spawn(move || receive(&socket, probe, &stopped));
         Self {
             stop,
             sender,
@@ -102,7 +138,7 @@ impl Train {
     }
 }
 
-fn send(socket: &FrameSocket, route: Route, interval: Duration, stop: &AtomicBool) -> Vec<Instant> {
+fn send(socket: &FrameSocket, probe: Probe, interval: Duration, stop: &AtomicBool) -> Vec<Instant> {
     let mut times = Vec::new();
     let begin = Instant::now();
     for number in 0..u16::MAX {
@@ -113,12 +149,12 @@ fn send(socket: &FrameSocket, route: Route, interval: Duration, stop: &AtomicBoo
         }
         times.push(Instant::now());
         // What the host does not take is lost as well.
-        socket.send(&request(route, number));
+        socket.send(&probe.request(number));
     }
     times
 }
 
-fn receive(socket: &FrameSocket, route: Route, stop: &AtomicBool) -> Vec<(u16, Instant)> {
+fn receive(socket: &FrameSocket, probe: Probe, stop: &AtomicBool) -> Vec<(u16, Instant)> {
     let mut answers = Vec::new();
     let mut bytes = [0; 128];
     let mut end = None;
@@ -134,13 +170,12 @@ fn receive(socket: &FrameSocket, route: Route, stop: &AtomicBool) -> Vec<(u16, I
         };
         let at = Instant::now();
         let frame = bytes.get(..count).unwrap_or_default();
-        answers.extend(reply(route, frame).map(|number| (number, at)));
+        answers.extend(probe.reply(frame).map(|number| (number, at)));
     }
 }
 
 /// A frame with the echo request `number`.
-fn request(route: Route, number: u16) -> Vec<u8> {
-    let [to, from] = route.addresses;
+fn echo_request(macs: [[u8; 6]; 2], [to, from]: [Ipv4Addr; 2], number: u16) -> Vec<u8> {
     let mut echo = vec![ECHO, 0, 0, 0];
     echo.extend(IDENTIFIER);
     echo.extend(number.to_be_bytes());
@@ -154,7 +189,7 @@ fn request(route: Route, number: u16) -> Vec<u8> {
     header.extend(from.octets());
     header.extend(to.octets());
     seal(&mut header, 10);
-    let mut frame = route.macs.concat();
+    let mut frame = macs.concat();
     frame.extend(IPV4.to_be_bytes());
     frame.extend(header);
     frame.extend(echo);
@@ -172,14 +207,34 @@ fn seal(bytes: &mut [u8], at: usize) {
     }
 }
 
-/// The number of the ping that `frame` answers.
-fn reply(route: Route, frame: &[u8]) -> Option<u16> {
+/// The number of the echo reply in `frame`, if it is one of `from`.
+fn echo_reply(from: Ipv4Addr, frame: &[u8]) -> Option<u16> {
     let frame: &[u8; LENGTH] = frame.first_chunk()?;
-    let from_guest = frame.get(26..30)? == route.addresses.first()?.octets();
+    let is_from = frame.get(26..30)? == from.octets();
     let is_reply = frame.get(23) == Some(&ICMP) && frame.get(34) == Some(&ECHO_REPLY);
     let ours = frame.get(38..40)? == IDENTIFIER;
     let number = frame.get(40..42)?.first_chunk()?;
-    (from_guest && is_reply && ours).then(|| u16::from_be_bytes(*number))
+    (is_from && is_reply && ours).then(|| u16::from_be_bytes(*number))
+}
+
+/// Checks that of a train with `interval` no more pings were lost than stood still for, and one;
+/// how many were.
+///
+/// # Panics
+///
+/// It was more.
+#[track_caller]
+pub fn assert_answered(pings: &[Ping], interval: Duration, downtime: Duration) -> usize {
+    let lost = pings.iter().filter(|ping| ping.answered.is_none());
+    let begun = pings.first().map(|ping| ping.sent);
+    let when: Vec<_> = lost.filter_map(|ping| Some(ping.sent - begun?)).collect();
+    let allowed = downtime.as_micros().div_ceil(interval.as_micros()) + 1;
+    assert!(
+        when.len() as u128 <= allowed,
+        "{downtime:?} stood still; of {} pings each {interval:?} these were lost: {when:?}",
+        pings.len()
+    );
+    when.len()
 }
 
 /// What a machine says of where it is.
@@ -258,25 +313,33 @@ fn open(network: &NetNs, name: &str, kind: u16) -> FrameSocket {
 mod tests {
     use super::*;
 
-    const ROUTE: Route = Route {
-        macs: [[2; 6], [4; 6]],
-        addresses: [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)],
-    };
+    const MACS: [[u8; 6]; 2] = [[2; 6], [4; 6]];
+    const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
 
     #[test]
     fn a_request_turned_round_is_a_reply() {
-        let mut frame = request(ROUTE, 513);
+        let probe = Probe::Echo(MACS, ADDRESSES);
+        let mut frame = probe.request(513);
         assert_eq!(frame.len(), LENGTH);
-        assert_eq!(reply(ROUTE, &frame), None);
+        assert_eq!(probe.reply(&frame), None);
         frame[34] = ECHO_REPLY;
         frame[26..34].rotate_left(4);
-        assert_eq!(reply(ROUTE, &frame), Some(513));
-        assert_eq!(reply(ROUTE, &frame[..LENGTH - 1]), None);
+        assert_eq!(probe.reply(&frame), Some(513));
+        assert_eq!(probe.reply(&frame[..LENGTH - 1]), None);
+    }
+
+    #[test]
+    fn a_frame_turned_round_is_a_reply() {
+        let probe = Probe::Frame(MACS);
+        let mut frame = probe.request(513);
+        assert_eq!(probe.reply(&frame), None);
+        frame::turn_round(&mut frame);
+        assert_eq!(probe.reply(&frame), Some(513));
     }
 
     #[test]
     fn sums_are_right() {
-        let frame = request(ROUTE, 7);
+        let frame = echo_request(MACS, ADDRESSES, 7);
         for part in [&frame[14..34], &frame[34..]] {
             let mut copy = part.to_vec();
             copy.extend([0, 0]);
