@@ -144,6 +144,56 @@ fn assert_silent(console: &str) {
     assert_eq!(others.next(), None, "{console}");
 }
 
+/// Moves the machine for the `number`th time while the switch pings it; where it is then.
+fn moved(around: &Surroundings, machine: Machine, number: usize) -> Machine {
+    let interval = around.interval();
+    let target = around.receiver(&machine, number);
+    let announcements = Listener::start(&around.lan.switch, "lan0", MAC);
+    let train = around.pings(interval);
+    thread::sleep(AROUND);
+    let status = machine.placed.move_to(&target.placed);
+    thread::sleep(AROUND);
+    let pings = train.end();
+    let port = format!("port{}", target.placed.host);
+    assert_eq!(around.lan.port_of(&text(MAC)), port);
+    let heard = announcements.end();
+    assert!(heard.rarp >= ROUNDS && heard.arp >= ROUNDS, "{heard:?}");
+
+    let downtime = Duration::from_micros(status.downtime.unwrap().total_us);
+    let lost = assert_answered(&pings, interval, downtime);
+    let sent = pings.len();
+    println!("{number}: {downtime:?}, {lost} of {sent} pings lost, one each {interval:?}");
+    println!("{number}: {heard:?}, {} passes", status.passes.len());
+    let source = machine.placed.api.vm.wait(SOON);
+    source.assert_clean();
+    assert_silent(&source.stdout);
+    target
+}
+
+/// Checks that all devices work after the `number`th move.
+#[track_caller]
+fn assert_works(machine: &Machine, asker: &Asker, number: usize) {
+    let vm = &machine.placed.api.vm;
+    let before = asker.status(vm);
+    eventually("the second CPU goes on", || {
+        asker.status(vm).number("busy") > before.number("busy")
+    });
+    eventually("the guest has lost the stream", || {
+        asker.status(vm).number("resets") == number as u64
+    });
+    let streams = status_over(&mut stream(&machine.vsock, vm)).number("streams");
+    assert!(streams > before.number("streams"));
+    // The data move; the tokens are of a process.
+    assert!(asker.ask(vm, "m").ends_with(" after=200"));
+}
+
+/// Has the balloon filled, or emptied, while the machine moves.
+#[track_caller]
+fn set_balloon(machine: &Machine, mib: u64) {
+    let api = &machine.placed.api;
+    api.done("PATCH", "/balloon", &json!({"amount_mib": mib}));
+}
+
 fn move_often(times: usize) {
     let _slot = linux_slot(2);
     let around = Surroundings::new();
@@ -156,67 +206,27 @@ fn move_often(times: usize) {
     let mut uptime = asker.uptime(&machine.placed.api.vm);
     for number in 1..=times {
         let open = stream(&machine.vsock, &machine.placed.api.vm);
-        match number {
-            // It moves while it is being filled, and while it is being emptied.
-            2 => machine
-                .placed
-                .api
-                .done("PATCH", "/balloon", &json!({"amount_mib": 12})),
-            5 => machine
-                .placed
-                .api
-                .done("PATCH", "/balloon", &json!({"amount_mib": 0})),
-            _ => {}
+        let balloon = match number {
+            2 => Some(12),
+            5 => Some(0),
+            _ => None,
+        };
+        if let Some(mib) = balloon {
+            set_balloon(&machine, mib);
         }
         let before = asker.status(&machine.placed.api.vm);
-        let interval = around.interval();
-        let target = around.receiver(&machine, number);
-        let announcements = Listener::start(&around.lan.switch, "lan0", MAC);
-        let pings = around.pings(interval);
-        thread::sleep(AROUND);
-        let status = machine.placed.move_to(&target.placed);
-        thread::sleep(AROUND);
-        let pings = pings.end();
-        let port = format!("port{}", target.placed.host);
-        assert_eq!(around.lan.port_of(&text(MAC)), port);
-        let downtime = Duration::from_micros(status.downtime.unwrap().total_us);
-        let source = machine.placed.api.vm.wait(SOON);
-        source.assert_clean();
-        assert_silent(&source.stdout);
-        machine = target;
+        machine = moved(&around, machine, number);
         drop(open);
         let vm = &machine.placed.api.vm;
-        let lost = assert_answered(&pings, interval, downtime);
-        println!(
-            "{number}: {downtime:?}, {lost} of {} pings lost, one each {interval:?}",
-            pings.len()
-        );
-
-        let after = asker.status(vm);
-        after.assert_after(&before);
+        asker.status(vm).assert_after(&before);
         let now = asker.uptime(vm);
-        println!(
-            "uptime off by {:.1} ms, known to {:.1} ms",
-            now.distance(uptime),
-            now.uncertainty()
-        );
-        assert!(now.distance(uptime) <= MAX_STEP, "{uptime:?} {now:?}");
+        let (step, known) = (now.distance(uptime), now.uncertainty());
+        println!("{number}: uptime off by {step:.1} ms, known to {known:.1} ms");
+        assert!(step <= MAX_STEP, "{uptime:?} {now:?}");
         uptime = now;
-        eventually("the second CPU goes on", || {
-            asker.status(vm).number("busy") > after.number("busy")
-        });
-        eventually("the guest has lost the stream", || {
-            asker.status(vm).number("resets") == number as u64
-        });
-        let streams = status_over(&mut stream(&machine.vsock, vm)).number("streams");
-        assert!(streams > after.number("streams"));
-        let heard = announcements.end();
-        println!("{heard:?}");
-        assert!(heard.rarp >= ROUNDS && heard.arp >= ROUNDS, "{heard:?}");
-        match number {
-            2 => wait_for_balloon(&machine, 12),
-            5 => wait_for_balloon(&machine, 0),
-            _ => {}
+        assert_works(&machine, asker, number);
+        if let Some(mib) = balloon {
+            wait_for_balloon(&machine, mib);
         }
     }
     let status = Status::parse(&asker.ask(&machine.placed.api.vm, "q"));

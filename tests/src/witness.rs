@@ -23,8 +23,10 @@ pub const ADDRESS: &str = "169.254.1.2";
 /// An address for the host, on the same network.
 pub const HOST: &str = "169.254.1.1/16";
 const PORT: u16 = 7070;
-/// How often a clock is read, to know it better than an answer takes.
-const READINGS: usize = 8;
+/// How often a clock is read at most, to know it better than an answer takes.
+const READINGS: usize = 40;
+/// How well it has to be known, in milliseconds.
+const KNOWN: f64 = 20.0;
 
 /// What the guest says of itself.
 #[derive(Debug)]
@@ -196,6 +198,9 @@ impl Asker {
             known.low = known.low.max(up - answered);
             // It leaves out what is less than a millisecond.
             known.high = known.high.min(up + 1.0 - asked);
+            if known.uncertainty() <= KNOWN {
+                break;
+            }
         }
         known
     }
