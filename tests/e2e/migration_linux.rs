@@ -28,7 +28,7 @@ const PINGER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 const INTERVAL: Duration = Duration::from_millis(10);
 /// So many are tried alone before.
 const TRIES: usize = 5;
-/// Pings go on for so long before a move and after it.
+/// Pings go on for so long before a move and after it, or for three of them.
 const AROUND: Duration = Duration::from_millis(700);
 /// How often the network is told.
 const ROUNDS: usize = 5;
@@ -150,9 +150,10 @@ fn moved(around: &Surroundings, machine: Machine, number: usize) -> Machine {
     let target = around.receiver(&machine, number);
     let announcements = Listener::start(&around.lan.switch, "lan0", MAC);
     let train = around.pings(interval);
-    thread::sleep(AROUND);
+    let around_move = AROUND.max(interval * 3);
+    thread::sleep(around_move);
     let status = machine.placed.move_to(&target.placed);
-    thread::sleep(AROUND);
+    thread::sleep(around_move);
     let pings = train.end();
     let port = format!("port{}", target.placed.host);
     assert_eq!(around.lan.port_of(&text(MAC)), port);
