@@ -25,6 +25,8 @@ mod limiter;
 mod linux;
 mod migration;
 mod migration_disks;
+mod migration_linux;
+mod migration_net;
 mod mmds;
 mod net;
 mod parts;

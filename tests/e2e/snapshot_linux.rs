@@ -4,26 +4,21 @@
 //! A boot takes long where kernel code is emulated, so all of this shares one. The guest runs its
 //! step `witness`, which see in `resources/guest/README.md`.
 
-use std::cell::Cell;
-use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::UdpSocket;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use brume_tests::api::{ApiVm, eventually};
 use brume_tests::live::Snapshot;
 use brume_tests::memory_files::{assert_same_memory, merge};
 use brume_tests::netns::NetNs;
-use brume_tests::vm::{LINUX, SOON, brume, output_of};
+use brume_tests::vm::{LINUX, SOON, brume};
+use brume_tests::witness::{self, Asker, Status, assert_journal, status_over, stream};
 use brume_tests::{artefacts, linux_slot};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const GUEST: &str = "169.254.1.2:7070";
 const REFORKED: &str = "random: crng reseeded due to virtual machine fork";
 /// The address on the host's side, which goes from TAP to TAP with the MAC.
 const TAP_UP: &str = "ip addr add 169.254.1.1/16 dev $tap; ip link set $tap up";
@@ -53,59 +48,12 @@ const WAYS: [Way; 10] = [
     Way::DiffOnto,
 ];
 
-/// What the guest says of itself.
-#[derive(Debug)]
-struct Status {
-    words: HashMap<String, String>,
-    /// By how much its clock is behind the host's.
-    behind: Duration,
-}
-
-impl Status {
-    fn parse(text: &str) -> Self {
-        let words = text.split_whitespace().filter_map(|w| w.split_once('='));
-        let words: HashMap<_, _> = words.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        let mut status = Self {
-            words,
-            behind: Duration::ZERO,
-        };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let guest = Duration::from_millis(status.number("real_ms"));
-        status.behind = now.saturating_sub(guest);
-        status
-    }
-
-    #[track_caller]
-    fn number(&self, key: &str) -> u64 {
-        let word = self.words.get(key).unwrap_or_else(|| panic!("{self:?}"));
-        word.parse().unwrap()
-    }
-
-    /// Checks that the machine has gone on from `before`, with its memory as it should be.
-    #[track_caller]
-    fn assert_after(&self, before: &Self) {
-        for key in ["turns", "writes", "up_ms"] {
-            let (now, then) = (self.number(key), before.number(key));
-            assert!(now > then, "{key}: {before:?} {self:?}");
-        }
-        for key in ["records", "busy"] {
-            assert!(self.number(key) >= before.number(key), "{key}");
-        }
-        assert_eq!(self.number("bad"), 0, "{self:?}");
-        // It was not started anew, nor has it lost more time than a busy host takes.
-        let up = self.number("up_ms") - before.number("up_ms");
-        assert!(up < 300_000, "{before:?} {self:?}");
-    }
-}
-
 /// All around the machine that outlives each of its processes.
 struct Surroundings {
     network: NetNs,
     folder: TempDir,
-    socket: UdpSocket,
+    asker: Asker,
     disk: PathBuf,
-    /// Questions asked over the network.
-    asked: Cell<u64>,
 }
 
 impl Surroundings {
@@ -118,26 +66,15 @@ impl Surroundings {
                  ip link set $tap address {mac}; {state}"
             ));
         }
-        let socket = thread::scope(|scope| {
-            let bind = || {
-                network.enter();
-                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-                socket
-                    .set_read_timeout(Some(Duration::from_secs(2)))
-                    .unwrap();
-                socket
-            };
-            scope.spawn(bind).join().unwrap()
-        });
+        let asker = Asker::new(&network);
         let folder = tempfile::tempdir().unwrap();
         let disk = folder.path().join("disk.ext4");
         fs::copy(artefacts::rootfs(), &disk).unwrap();
         Self {
             network,
             folder,
-            socket,
+            asker,
             disk,
-            asked: Cell::new(0),
         }
     }
 
@@ -159,49 +96,14 @@ impl Surroundings {
     /// Boots Linux with one of every device, and waits for its witness.
     fn boot(&self) -> Machine<'_> {
         let api = self.process();
-        let args = "brume.ip=169.254.1.2/16 brume.do=net,witness,poweroff";
-        let args = format!(
-            "{} quiet clocksource=kvm-clock {args}",
-            artefacts::linux_args()
-        );
-        let boot = json!({
-            "kernel_image_path": artefacts::vmlinux(), "initrd_path": artefacts::initramfs(),
-            "boot_args": args,
-        });
         let vsock = self.path("first.sock");
-        for (path, body) in [
-            ("/boot-source", boot),
-            (
-                "/machine-config",
-                json!({"vcpu_count": 2, "mem_size_mib": 64, "track_dirty_pages": true}),
-            ),
-            (
-                "/drives/d",
-                json!({"drive_id": "d", "is_root_device": false, "path_on_host": self.disk}),
-            ),
-            (
-                "/network-interfaces/eth0",
-                json!({"iface_id": "eth0", "host_dev_name": "tap0"}),
-            ),
-            ("/vsock", json!({"guest_cid": 7, "uds_path": vsock})),
-            (
-                "/balloon",
-                json!({"amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1}),
-            ),
-            ("/entropy", json!({})),
-            (
-                "/mmds/config",
-                json!({
-                    "version": "V2", "network_interfaces": ["eth0"],
-                    "ipv4_address": "169.254.170.2",
-                }),
-            ),
-            ("/mmds", json!({"value": "v"})),
-            ("/actions", json!({"action_type": "InstanceStart"})),
-        ] {
-            api.done("PUT", path, &body);
-        }
-        api.vm.wait_for("brume-guest: witness note ready", LINUX);
+        let machine = json!({"vcpu_count": 2, "mem_size_mib": 64, "track_dirty_pages": true});
+        let interface = json!({"iface_id": "eth0", "host_dev_name": "tap0"});
+        let parts = [
+            ("/machine-config", machine),
+            ("/network-interfaces/eth0", interface),
+        ];
+        witness::boot(&api, &self.disk, &vsock, &parts);
         Machine {
             api,
             vsock,
@@ -238,30 +140,12 @@ impl Machine<'_> {
     /// Asks over the network.
     #[track_caller]
     fn ask(&self, request: &str) -> String {
-        let socket = &self.around.socket;
-        let number = self.around.asked.get() + 1;
-        self.around.asked.set(number);
-        // An answer begins with the request; what is late of another is none.
-        let request = format!("{request}{number}");
-        let mut bytes = [0; 1024];
-        let start = Instant::now();
-        while start.elapsed() < SOON {
-            // A host without a neighbour says so.
-            let _ = socket.send_to(request.as_bytes(), GUEST);
-            while let Ok(count) = socket.recv(&mut bytes) {
-                let answer = String::from_utf8(bytes[..count].to_vec()).unwrap();
-                match answer.split_once(' ') {
-                    Some((asked, answer)) if asked == request => return answer.to_owned(),
-                    _ => {}
-                }
-            }
-        }
-        panic!("no answer; the console:\n{}", self.api.vm.stdout());
+        self.around.asker.ask(&self.api.vm, request)
     }
 
     #[track_caller]
     fn status(&self) -> Status {
-        Status::parse(&self.ask("?"))
+        self.around.asker.status(&self.api.vm)
     }
 
     /// Asks on the console.
@@ -271,25 +155,6 @@ impl Machine<'_> {
         self.api.vm.send(format!("{request}\n").as_bytes());
         let start = "brume-guest: witness note ";
         self.api.vm.line_after(before, start, SOON)
-    }
-
-    /// A stream to the guest's socket.
-    #[track_caller]
-    fn stream(&self) -> BufReader<UnixStream> {
-        let start = Instant::now();
-        while start.elapsed() < SOON {
-            let mut stream = UnixStream::connect(&self.vsock).unwrap();
-            stream.set_read_timeout(Some(SOON)).unwrap();
-            stream.write_all(b"CONNECT 7070\n").unwrap();
-            let mut stream = BufReader::new(stream);
-            let mut line = String::new();
-            stream.read_line(&mut line).unwrap();
-            if line.starts_with("OK ") {
-                return stream;
-            }
-            // A guest that is busy, with its balloon for one, may take longer than a host waits.
-        }
-        panic!("no stream; the console:\n{}", self.api.vm.stdout());
     }
 
     /// The statuses of the metadata service with the token that the guest had and with a new one.
@@ -356,27 +221,6 @@ impl Machine<'_> {
     }
 }
 
-/// Checks that the journal on the disk holds so many records, each once and in its order.
-fn assert_journal(disk: &Path, records: u64) {
-    let program = if Path::new("/sbin/debugfs").exists() {
-        "/sbin/debugfs"
-    } else {
-        "debugfs"
-    };
-    let text = output_of(program, &["-R", "cat /journal", disk.to_str().unwrap()]);
-    let mut turns = 0;
-    let mut count = 0;
-    for line in text.lines() {
-        let (record, turn) = line.split_once(' ').unwrap();
-        assert_eq!(record.parse(), Ok(count), "{line}");
-        let turn: u64 = turn.parse().unwrap();
-        assert!(turn > turns, "{line} after turn {turns}");
-        turns = turn;
-        count += 1;
-    }
-    assert_eq!(count, records);
-}
-
 #[test]
 fn linux_does_not_notice_ten_generations() {
     let _slot = linux_slot(2);
@@ -387,7 +231,7 @@ fn linux_does_not_notice_ten_generations() {
     let mut base: Option<Snapshot> = None;
     for (number, way) in (1..).zip(WAYS) {
         let name = number.to_string();
-        let stream = machine.stream();
+        let open = stream(&machine.vsock, &machine.api.vm);
         match number {
             // Saved while it is being filled.
             2 => machine.set_balloon(12),
@@ -397,7 +241,7 @@ fn linux_does_not_notice_ten_generations() {
         let before = machine.status();
         let saved = machine.save(way, &name, base.as_ref());
         // No other has any of its files.
-        drop((machine, stream));
+        drop((machine, open));
         let asleep = Duration::from_secs(if matches!(number, 4 | 5) { 2 } else { 0 });
         thread::sleep(asleep);
         let realtime = number % 2 == 0;
@@ -424,12 +268,8 @@ fn linux_does_not_notice_ten_generations() {
             lost >= asleep
         };
         assert!(is_kept, "{number}: {before:?} {after:?}");
-        let mut stream = machine.stream();
-        stream.get_mut().write_all(b"?").unwrap();
-        let mut line = String::new();
-        stream.read_line(&mut line).unwrap();
-        assert!(Status::parse(&line).number("streams") > after.number("streams"));
-        drop(stream);
+        let streams = status_over(&mut stream(&machine.vsock, &machine.api.vm)).number("streams");
+        assert!(streams > after.number("streams"));
         if number == 1 {
             // Neither the sessions nor the data of the service are in a snapshot.
             let data = json!({"value": "v"});

@@ -17,8 +17,8 @@ use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// The Ethernet type of test frames, as sockets take it.
-const ETHERTYPE: u16 = 0x88b5_u16.to_be();
+/// The Ethernet type of test frames.
+const ETHERTYPE: u16 = 0x88b5;
 
 /// How fast the time stamp counter runs.
 pub fn tsc_khz() -> u64 {
@@ -30,19 +30,29 @@ pub fn tsc_khz() -> u64 {
     (u128::from(ticks) * 1_000_000 / time.as_nanos()) as u64
 }
 
-/// A socket for the test frames on one interface.
+/// A socket for the frames of one Ethernet type on one interface.
 pub struct FrameSocket(OwnedFd);
 
 impl FrameSocket {
-    /// Opens it on the interface `name`.
+    /// Opens one for test frames on the interface `name`.
     ///
     /// # Errors
     ///
     /// There is no such interface, or it is not allowed.
     pub fn open(name: &str) -> io::Result<Self> {
+        Self::open_for(name, ETHERTYPE)
+    }
+
+    /// Opens one for frames of `ethertype` on the interface `name`.
+    ///
+    /// # Errors
+    ///
+    /// As [`FrameSocket::open`].
+    pub fn open_for(name: &str, ethertype: u16) -> io::Result<Self> {
+        let protocol = ethertype.to_be();
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: it takes no pointer.
-        let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(ETHERTYPE)) })?;
+        let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(protocol)) })?;
         // SAFETY: the descriptor is new and nobody else has it.
         let socket = Self(unsafe { OwnedFd::from_raw_fd(fd) });
         socket.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1i32)?;
@@ -56,7 +66,7 @@ impl FrameSocket {
         // SAFETY: all zeroes is a valid address.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = ETHERTYPE;
+        address.sll_protocol = protocol;
         // SAFETY: the name is a C string.
         address.sll_ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) } as i32;
         let len = size_of::<libc::sockaddr_ll>() as u32;

@@ -11,6 +11,7 @@
 //! and keep its address.
 
 use crate::netns::NetNs;
+use crate::vm::output_of;
 
 /// The guest's TAP on both hosts.
 pub const TAP: &str = "tap0";
@@ -64,6 +65,17 @@ impl Lan {
         } else {
             "192.0.2.2"
         }
+    }
+
+    /// The port by which the switch sends to the MAC address `mac`: `port0` or `port1`. Empty if it
+    /// does not know.
+    pub fn port_of(&self, mac: &str) -> String {
+        let switch = self.switch.name();
+        let table = output_of("bridge", &["-n", switch, "fdb", "show", "br", "lan0"]);
+        let line = table.lines().find(|line| line.starts_with(mac));
+        let mut words = line.unwrap_or_default().split(' ');
+        let port = words.find(|word| *word == "dev").and_then(|_| words.next());
+        port.unwrap_or_default().to_owned()
     }
 
     /// Loses every frame between the hosts from now on. Nobody is told: what was connected waits.

@@ -36,9 +36,13 @@ pub mod netns;
 #[allow(clippy::indexing_slicing, reason = "lengths are the tests'")]
 #[path = "../bare-guest/src/pattern.rs"]
 pub mod pattern;
+#[allow(clippy::indexing_slicing, reason = "frames are the tests' own")]
+pub mod ping;
+pub mod placed;
 pub mod proxy;
 pub mod pty;
 pub mod vm;
+pub mod witness;
 
 use std::sync::{Condvar, Mutex, PoisonError};
 

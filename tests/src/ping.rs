@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Seen from a third place on the network: a train of pings, and what a machine says of where it
+//! is.
+//!
+//! Frames are made here, so that a train knows the moment of each.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::frame;
+use crate::host::FrameSocket;
+use crate::netns::NetNs;
+
+const IPV4: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const RARP: u16 = 0x8035;
+const ICMP: u8 = 1;
+const ECHO: u8 = 8;
+const ECHO_REPLY: u8 = 0;
+/// Marks the pings of all trains.
+const IDENTIFIER: [u8; 2] = [0xb7, 0x3e];
+/// How long the last of a train may take.
+const LATE: Duration = Duration::from_secs(2);
+/// Ethernet header, IPv4 header, echo request with 8 bytes.
+const LENGTH: usize = 14 + 20 + 16;
+
+/// What is sent, and answered.
+#[derive(Clone, Copy, Debug)]
+pub enum Probe {
+    /// ICMP echo requests: the MAC addresses of who is pinged and who pings, and their IPv4
+    /// addresses.
+    Echo([[u8; 6]; 2], [Ipv4Addr; 2]),
+    /// Test frames, which the bare guest's step `net-respond` sends back: their MAC addresses.
+    Frame([[u8; 6]; 2]),
+}
+
+impl Probe {
+    fn ethertype(self) -> u16 {
+        match self {
+            Self::Echo(..) => IPV4,
+            Self::Frame(_) => u16::from_be_bytes(frame::ETHERTYPE),
+        }
+    }
+
+    fn request(self, number: u16) -> Vec<u8> {
+        match self {
+            Self::Echo(macs, addresses) => echo_request(macs, addresses, number),
+            Self::Frame([to, from]) => {
+                let mut bytes = vec![0; frame::MIN];
+                frame::build(&mut bytes, to, from, frame::DATA, number.into(), 0);
+                bytes
+            }
+        }
+    }
+
+    /// The number of the ping that `bytes` answers.
+    fn reply(self, bytes: &[u8]) -> Option<u16> {
+        match self {
+            Self::Echo(_, [from, _]) => echo_reply(from, bytes),
+            Self::Frame([from, _]) => {
+                let (_, number) = frame::parse(bytes)?;
+                let is_answer = bytes.get(6..12)? == from && frame::intact(bytes, 0);
+                is_answer
+                    .then_some(number)
+                    .and_then(|number| u16::try_from(number).ok())
+            }
+        }
+    }
+}
+
+/// One ping.
+#[derive(Clone, Copy, Debug)]
+pub struct Ping {
+    /// When it left.
+    pub sent: Instant,
+    /// When the answer came, if one did.
+    pub answered: Option<Instant>,
+}
+
+impl Ping {
+    /// How long the answer took, if one came.
+    pub fn time(&self) -> Option<Duration> {
+        Some(self.answered?.saturating_duration_since(self.sent))
+    }
+}
+
+/// A train of pings, until it is asked how it went.
+pub struct Train {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<Vec<Instant>>,
+    receiver: JoinHandle<Vec<(u16, Instant)>>,
+}
+
+impl Train {
+    /// Pings by the interface `name` in `network`, one every `interval`.
+    ///
+    /// # Panics
+    ///
+    /// There is no such interface, or it is not allowed.
+    pub fn start(network: &NetNs, name: &str, probe: Probe, interval: Duration) -> Self {
+        let socket = Arc::new(open(network, name, probe.ethertype()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, out) = (stop.clone(), socket.clone());
+        let sender = thread::spawn(move || send(&out, probe, interval, &stopped));
+        let stopped = stop.clone();
+        let receiver = thread::spawn(move || receive(&socket, probe, &stopped));
+        Self {
+            stop,
+            sender,
+            receiver,
+        }
+    }
+
+    /// Sends no more, and waits for what may still come; how it went with each.
+    ///
+    /// # Panics
+    ///
+    /// A thread has.
+    pub fn end(self) -> Vec<Ping> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().expect("the sender");
+        let received = self.receiver.join().expect("the receiver");
+        let pings = sent.into_iter().map(|sent| Ping {
+            sent,
+            answered: None,
+        });
+        let mut pings: Vec<_> = pings.collect();
+        for (number, at) in received {
+            if let Some(ping) = pings.get_mut(usize::from(number)) {
+                ping.answered.get_or_insert(at);
+            }
+        }
+        pings
+    }
+}
+
+fn send(socket: &FrameSocket, probe: Probe, interval: Duration, stop: &AtomicBool) -> Vec<Instant> {
+    let mut times = Vec::new();
+    let begin = Instant::now();
+    for number in 0..u16::MAX {
+        let due = begin + interval * u32::from(number);
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        times.push(Instant::now());
+        // What the host does not take is lost as well.
+        socket.send(&probe.request(number));
+    }
+    times
+}
+
+fn receive(socket: &FrameSocket, probe: Probe, stop: &AtomicBool) -> Vec<(u16, Instant)> {
+    let mut answers = Vec::new();
+    let mut bytes = [0; 128];
+    let mut end = None;
+    loop {
+        if end.is_none() && stop.load(Ordering::Relaxed) {
+            end = Some(Instant::now() + LATE);
+        }
+        if end.is_some_and(|end| Instant::now() > end) {
+            return answers;
+        }
+        let Some(count) = socket.receive(&mut bytes) else {
+            continue;
+        };
+        let at = Instant::now();
+        let frame = bytes.get(..count).unwrap_or_default();
+        answers.extend(probe.reply(frame).map(|number| (number, at)));
+    }
+}
+
+/// A frame with the echo request `number`.
+fn echo_request(macs: [[u8; 6]; 2], [to, from]: [Ipv4Addr; 2], number: u16) -> Vec<u8> {
+    let mut echo = vec![ECHO, 0, 0, 0];
+    echo.extend(IDENTIFIER);
+    echo.extend(number.to_be_bytes());
+    echo.extend([0; 8]);
+    seal(&mut echo, 2);
+    let length = 20 + u16::try_from(echo.len()).expect("it is short");
+    let mut header = vec![0x45, 0];
+    header.extend(length.to_be_bytes());
+    // No identification, no fragments, a time to live, ICMP, room for the sum.
+    header.extend([0, 0, 0x40, 0, 64, ICMP, 0, 0]);
+    header.extend(from.octets());
+    header.extend(to.octets());
+    seal(&mut header, 10);
+    let mut frame = macs.concat();
+    frame.extend(IPV4.to_be_bytes());
+    frame.extend(header);
+    frame.extend(echo);
+    frame
+}
+
+/// Puts the Internet checksum of `bytes` (RFC 1071) at `at`, where they are zero.
+fn seal(bytes: &mut [u8], at: usize) {
+    let words = bytes.as_chunks::<2>().0.iter();
+    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = u16::try_from((folded & 0xffff) + (folded >> 16)).expect("16 bits");
+    if let Some(place) = bytes.get_mut(at..at + 2) {
+        place.copy_from_slice(&(!folded).to_be_bytes());
+    }
+}
+
+/// The number of the echo reply in `frame`, if it is one of `from`.
+fn echo_reply(from: Ipv4Addr, frame: &[u8]) -> Option<u16> {
+    let frame: &[u8; LENGTH] = frame.first_chunk()?;
+    let is_from = frame.get(26..30)? == from.octets();
+    let is_reply = frame.get(23) == Some(&ICMP) && frame.get(34) == Some(&ECHO_REPLY);
+    let ours = frame.get(38..40)? == IDENTIFIER;
+    let number = frame.get(40..42)?.first_chunk()?;
+    (is_from && is_reply && ours).then(|| u16::from_be_bytes(*number))
+}
+
+/// Checks that of a train with `interval` no more pings were lost than stood still for, and one;
+/// how many were.
+///
+/// # Panics
+///
+/// It was more.
+#[track_caller]
+pub fn assert_answered(pings: &[Ping], interval: Duration, downtime: Duration) -> usize {
+    let lost = pings.iter().filter(|ping| ping.answered.is_none());
+    let begun = pings.first().map(|ping| ping.sent);
+    let when: Vec<_> = lost.filter_map(|ping| Some(ping.sent - begun?)).collect();
+    let allowed = downtime.as_micros().div_ceil(interval.as_micros()) + 1;
+    assert!(
+        when.len() as u128 <= allowed,
+        "{downtime:?} stood still; of {} pings each {interval:?} these were lost: {when:?}",
+        pings.len()
+    );
+    when.len()
+}
+
+/// What a machine says of where it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Announcements {
+    /// RARP requests in its own name.
+    pub rarp: usize,
+    /// ARP requests of its own address by itself.
+    pub arp: usize,
+}
+
+/// Whoever hears what the machine with one MAC address announces.
+pub struct Listener {
+    stop: Arc<AtomicBool>,
+    ears: [JoinHandle<usize>; 2],
+}
+
+impl Listener {
+    /// Listens to `mac` on the interface `name` in `network`.
+    ///
+    /// # Panics
+    ///
+    /// There is no such interface, or it is not allowed.
+    pub fn start(network: &NetNs, name: &str, mac: [u8; 6]) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ears = [RARP, ARP].map(|kind| {
+            let socket = open(network, name, kind);
+            let stop = stop.clone();
+            thread::spawn(move || hear(&socket, mac, &stop))
+        });
+        Self { stop, ears }
+    }
+
+    /// What there was so far; it hears no more.
+    ///
+    /// # Panics
+    ///
+    /// A thread has.
+    pub fn end(self) -> Announcements {
+        self.stop.store(true, Ordering::Relaxed);
+        let [rarp, arp] = self.ears.map(|ear| ear.join().expect("an ear"));
+        Announcements { rarp, arp }
+    }
+}
+
+/// Counts announcements: senders that ask for themselves, by their protocol address. A RARP
+/// request has none.
+fn hear(socket: &FrameSocket, mac: [u8; 6], stop: &AtomicBool) -> usize {
+    let mut bytes = [0; 128];
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Some(length) = socket.receive(&mut bytes) else {
+            continue;
+        };
+        let frame = bytes.get(..length).unwrap_or_default();
+        let from = frame.get(6..12) == Some(&mac) && frame.get(22..28) == Some(&mac);
+        let of_itself = frame.len() >= 42 && frame.get(28..32) == frame.get(38..42);
+        count += usize::from(from && of_itself);
+    }
+    count
+}
+
+/// A socket in `network`.
+fn open(network: &NetNs, name: &str, kind: u16) -> FrameSocket {
+    let (give, take) = sync_channel(1);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            network.enter();
+            give.send(FrameSocket::open_for(name, kind).expect("a socket"))
+        });
+    });
+    take.recv().expect("a socket")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MACS: [[u8; 6]; 2] = [[2; 6], [4; 6]];
+    const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+
+    #[test]
+    fn a_request_turned_round_is_a_reply() {
+        let probe = Probe::Echo(MACS, ADDRESSES);
+        let mut frame = probe.request(513);
+        assert_eq!(frame.len(), LENGTH);
+        assert_eq!(probe.reply(&frame), None);
+        frame[34] = ECHO_REPLY;
+        frame[26..34].rotate_left(4);
+        assert_eq!(probe.reply(&frame), Some(513));
+        assert_eq!(probe.reply(&frame[..LENGTH - 1]), None);
+    }
+
+    #[test]
+    fn a_frame_turned_round_is_a_reply() {
+        let probe = Probe::Frame(MACS);
+        let mut frame = probe.request(513);
+        assert_eq!(probe.reply(&frame), None);
+        frame::turn_round(&mut frame);
+        assert_eq!(probe.reply(&frame), Some(513));
+    }
+
+    #[test]
+    fn sums_are_right() {
+        let frame = echo_request(MACS, ADDRESSES, 7);
+        for part in [&frame[14..34], &frame[34..]] {
+            let mut copy = part.to_vec();
+            copy.extend([0, 0]);
+            let end = copy.len() - 2;
+            seal(&mut copy, end);
+            assert_eq!(copy[end..], [0, 0]);
+        }
+    }
+}
