@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use brume_boot::{MmioDevice, layout};
+use brume_virtio::block::Locking;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::attach::{NamedTransport, VirtioSlots};
@@ -37,6 +38,8 @@ pub(crate) struct Assembly {
 pub(crate) struct Outside {
     pub(crate) console: Box<dyn Write + Send>,
     pub(crate) clock: Option<StartClock>,
+    /// When drives that are to be locked are.
+    pub(crate) locking: Locking,
 }
 
 impl Assembly {
@@ -52,7 +55,7 @@ impl Assembly {
         sender: &EventSender,
     ) -> Result<Self, BuildError> {
         let config = &description.config;
-        let (devices, mut controls) = open_devices(description)?;
+        let (devices, mut controls) = open_devices(description, outside.locking)?;
         let counters = controls.serial.clone();
         let output = serial::output(config.serial.as_ref(), outside.console, counters.clone())?;
 

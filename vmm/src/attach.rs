@@ -12,7 +12,7 @@ use brume_boot::{MmioDevice, layout};
 use brume_devices::{BusError, Interrupt};
 use brume_mmds::{Stack, StackError};
 use brume_virtio::balloon::BalloonNewError;
-use brume_virtio::block::{self, Block, BlockConfig, BlockError};
+use brume_virtio::block::{self, Block, BlockConfig, BlockError, Locking};
 use brume_virtio::net::{BridgeError, Net, NetConfig, NetError, Tap, TapError, join_bridge};
 use brume_virtio::transport::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY, TransportCore};
 use brume_virtio::vsock::{Vsock, VsockConfig, VsockError};
@@ -190,7 +190,7 @@ pub(crate) fn bucket_limits(bucket: TokenBucket) -> Option<BucketLimits> {
 }
 
 /// Opens what is behind a drive.
-pub(crate) fn open_drive(drive: &Drive) -> Result<Block, AttachError> {
+pub(crate) fn open_drive(drive: &Drive, locking: Locking) -> Result<Block, AttachError> {
     let config = BlockConfig {
         id: drive.drive_id.clone(),
         path: drive.path_on_host.clone().unwrap_or_default(),
@@ -204,9 +204,9 @@ pub(crate) fn open_drive(drive: &Drive) -> Result<Block, AttachError> {
             CacheType::Writeback => block::CacheType::Writeback,
         },
         locking: if drive.lock.unwrap_or(false) {
-            block::Locking::Now
+            locking
         } else {
-            block::Locking::Off
+            Locking::Off
         },
         limits: limits(drive.rate_limiter),
     };

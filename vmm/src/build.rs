@@ -11,6 +11,7 @@ use brume_boot::{
 };
 use brume_devices::BusError;
 use brume_virtio::VirtioDevice;
+use brume_virtio::block::Locking;
 use brume_virtio::rng::Rng;
 use kvm_ioctls::Cap;
 use thiserror::Error;
@@ -147,6 +148,7 @@ impl MachineParts {
         let outside = Outside {
             console: options.console,
             clock: options.clock,
+            locking: Locking::Now,
         };
         let assembly = Assembly::new(description, memory, outside, sender)?;
 
@@ -253,6 +255,7 @@ fn drives_in_order(config: &VmConfig) -> impl Iterator<Item = &Drive> {
 /// The devices, in the order in which the guest finds them, and the handles on them.
 pub(crate) fn open_devices(
     description: &Description,
+    locking: Locking,
 ) -> Result<(Vec<NamedDevice>, Controls), AttachError> {
     let Description { config, mmds, .. } = description;
     let mut devices = Vec::new();
@@ -262,7 +265,7 @@ pub(crate) fn open_devices(
     };
     let mut controls = Controls::default();
     for drive in drives_in_order(config) {
-        let block = attach::open_drive(drive)?;
+        let block = attach::open_drive(drive, locking)?;
         let control = (drive.drive_id.clone(), block.control());
         controls.drives.push(control);
         add(&drive.drive_id, Box::new(block));

@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+mod following;
 mod handler;
 pub(crate) mod pagemap;
 mod peer;
@@ -16,7 +17,7 @@ pub(crate) mod working_set;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use brume_api::config::HugePages;
 use brume_boot::layout::{self, MemorySizeError};
@@ -31,6 +32,7 @@ use vm_memory::{
 
 use crate::page_set::{self, PAGE_SIZE};
 
+pub(crate) use following::Following;
 pub(crate) use handler::Handler;
 pub(crate) use populate::Pages;
 pub use uffd::UffdError;
@@ -110,6 +112,8 @@ pub(crate) struct MachineMemory {
     pub(crate) backing: Backing,
     /// Who serves it, for [`Backing::Uffd`].
     pub(crate) handler: Option<Arc<Handler>>,
+    /// What is still elsewhere, if the machine has come before its memory.
+    pub(crate) following: OnceLock<Arc<Following>>,
 }
 
 /// What a page is that was not written yet.
@@ -131,7 +135,14 @@ impl MachineMemory {
             regions,
             backing,
             handler: None,
+            following: OnceLock::new(),
         }
+    }
+
+    /// Whether who touches a page may have to wait for another process, and for ever.
+    pub(crate) fn may_wait(&self) -> bool {
+        let follows = self.following.get();
+        self.handler.is_some() || follows.is_some_and(|following| !following.is_complete())
     }
 
     /// The bytes of `pages`, which lie in one region.

@@ -110,6 +110,14 @@ impl PageSet {
         }
     }
 
+    /// Removes a page.
+    pub(crate) fn remove(&mut self, page: u64) {
+        let word = usize::try_from(page / WORD_PAGES).ok();
+        if let Some(word) = word.and_then(|word| self.words.get_mut(word)) {
+            *word &= !(1 << (page % WORD_PAGES));
+        }
+    }
+
     /// Adds pages; those that the memory does not have are left out.
     pub(crate) fn insert_range(&mut self, pages: Range<u64>) {
         let Range { mut start, end } = pages;
@@ -125,6 +133,18 @@ impl PageSet {
             start += WORD_PAGES;
         }
         (start..end).for_each(|page| self.insert(page));
+    }
+
+    /// How many words it has.
+    pub(crate) fn words_len(&self) -> usize {
+        self.words.len()
+    }
+
+    /// The first range of pages from `page` on.
+    pub(crate) fn first_from(&self, page: u64) -> Option<Range<u64>> {
+        let mut ranges = self.ranges();
+        ranges.next = page;
+        ranges.next()
     }
 
     /// Adds the pages of `words`, the first of which is word `first`.

@@ -1,74 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One connection that carries frames.
 
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::ErrorKind;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
-
+pub use self::error::ChannelError;
+use self::read::{ReadError, inside, is_timeout, read_exact};
+pub use self::received::Received;
+use self::received::understand;
+use self::send::{Out, at_most};
 use crate::compress::{Choice, Codec, Compressor, Unpacker};
 use crate::frame::{HEADER, Header, Kind, verify};
 use crate::link::{Closer, Link};
 use crate::message::Message;
-use crate::pages::PageBatch;
+use crate::pages::{MOST_PAGES, MOST_RUNS, PAGE, PageBatch};
+use crate::state::MOST_STATE;
 
+mod error;
 mod greeting;
+mod read;
 mod received;
-
-pub use received::Received;
-use received::understand;
+mod send;
 
 /// The most that is read for a frame before any of it has come, in bytes.
 const STEP: usize = 1 << 20;
 /// The most of a state that goes into a frame, in bytes.
 const STATE_PART: usize = 1 << 20;
-
-/// A connection that does not carry what it should.
-#[derive(Debug, Error)]
-pub enum ChannelError {
-    /// The other side has closed it, and everything that it had sent has been read.
-    #[error("the other side has closed the connection")]
-    Closed,
-    /// It broke. What the other side has sent may be lost.
-    #[error("the connection broke")]
-    Lost(#[source] io::Error),
-    /// Nothing has moved for too long.
-    #[error("the other side has neither sent nor taken anything for too long")]
-    TimedOut,
-    /// It was changed on its way.
-    #[error("what came is not what was sent: the checksum is wrong")]
-    Checksum,
-    /// It is somebody else.
-    #[error("the other side does not speak brume's migration protocol")]
-    Magic,
-    /// It makes no sense.
-    #[error("the other side has sent {0}")]
-    Malformed(&'static str),
-    /// It is more than it may be.
-    #[error("the other side has announced {length} bytes where there may be {most}")]
-    TooLong {
-        /// What it has announced.
-        length: u32,
-        /// What it may.
-        most: u32,
-    },
-    /// A message that is none.
-    #[error("the other side has sent a message that is not understood")]
-    Message(#[source] serde_json::Error),
-    /// It does not want us.
-    #[error("the other side refuses: {}", .0.join("; "))]
-    Refused(Vec<String>),
-    /// It is not what comes now.
-    #[error("the other side has sent {0} out of turn")]
-    OutOfTurn(&'static str),
-}
+/// Marks that blocks of a drive are zeros: their length is all that follows.
+const DISK_ZEROS: u32 = 1 << 31;
 
 /// A connection that carries frames.
+///
+/// When it is dropped the connection is closed, unless the last thing that was to be sent could not
+/// be: then it is reset ([`Link::reset`]), so that the other side does not take the end for one in
+/// order. What it was not told may have been that it shall not go on.
 #[derive(Debug)]
 pub struct Channel {
     link: Link,
-    /// The payload that has come last.
+    /// Room for what comes; it is never made smaller, for what it grows by is filled with zeros.
     payload: Vec<u8>,
     /// The table of runs that was sent last.
     table: Vec<u8>,
@@ -76,6 +46,20 @@ pub struct Channel {
     unpacker: Unpacker,
     sent: u64,
     received: u64,
+    /// Why nothing can be sent any more.
+    unsendable: Option<ErrorKind>,
+    /// Whether the last thing that was to be sent was not, in full.
+    is_behind: bool,
+    /// Why nothing can be received any more.
+    unreadable: Option<ErrorKind>,
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if self.is_behind {
+            self.link.reset();
+        }
+    }
 }
 
 impl Channel {
@@ -89,6 +73,9 @@ impl Channel {
             unpacker: Unpacker::default(),
             sent: 0,
             received: 0,
+            unsendable: None,
+            is_behind: false,
+            unreadable: None,
         }
     }
 
@@ -139,18 +126,28 @@ impl Channel {
     ///
     /// The other side does not take it, or is not on a unix socket.
     pub fn send_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), ChannelError> {
-        self.link.send_fd(fd).map_err(failed)
+        if let Some(kind) = self.unsendable {
+            return Err(ChannelError::Lost(kind.into()));
+        }
+        self.link.send_fd(fd).map_err(inside)
     }
 
-    /// Takes a descriptor, which is to be what comes next.
+    /// Takes a descriptor, which is to be what comes next. It may be of anything.
     ///
     /// # Errors
     ///
     /// It comes not, or something else does, or this is no unix socket.
     pub fn receive_fd(&mut self) -> Result<OwnedFd, ChannelError> {
+        if let Some(kind) = self.unreadable {
+            return Err(ChannelError::Lost(kind.into()));
+        }
         self.link.receive_fd().map_err(|error| match error.kind() {
-            ErrorKind::InvalidData => ChannelError::OutOfTurn("something that is no descriptor"),
-            _ => failed(error),
+            ErrorKind::InvalidData => {
+                // A byte of something else is gone.
+                self.unreadable = Some(ErrorKind::InvalidData);
+                ChannelError::OutOfTurn("something that is no descriptor")
+            }
+            _ => inside(error),
         })
     }
 
@@ -198,36 +195,42 @@ impl Channel {
     ///
     /// The other side does not take them.
     pub fn send_pages(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
+        at_most(batch.data().len(), MOST_PAGES * PAGE)?;
+        at_most(batch.runs(), MOST_RUNS)?;
         let count = batch.table(&mut self.table);
         let (codec, data) = self.compressor.pack(batch.data());
         let begin = Instant::now();
-        let sent = write_frame(
-            &mut self.link,
-            Kind::Pages,
-            codec,
-            (count, 0),
-            [&self.table, data],
-        )?;
+        let mut out = Out {
+            link: &mut self.link,
+            unsendable: &mut self.unsendable,
+            is_behind: &mut self.is_behind,
+        };
+        let sent = out.frame(Kind::Pages, codec, (count, 0), [&self.table, data])?;
         self.compressor.written(sent, begin, Instant::now());
         self.sent += sent;
         Ok(sent)
     }
 
-    /// Sends the state of a machine; how many bytes that took.
+    /// Sends the state of a machine, at most [`MOST_STATE`] bytes; how many bytes that took.
     ///
     /// # Errors
     ///
     /// The other side does not take it.
     pub fn send_state(&mut self, state: &[u8]) -> Result<u64, ChannelError> {
+        at_most(state.len(), MOST_STATE)?;
         let mut sent = 0;
         let mut offset = 0;
-        let mut parts = state.chunks(STATE_PART).peekable();
-        while let Some(part) = parts.next() {
-            let last = u32::from(parts.peek().is_none());
+        let mut rest = state;
+        loop {
+            let (part, after) = rest.split_at(rest.len().min(STATE_PART));
+            let last = u32::from(after.is_empty());
             sent += self.frame(Kind::State, last, offset, [part, &[]])?;
+            if after.is_empty() {
+                return Ok(sent);
+            }
             offset += part.len() as u64;
+            rest = after;
         }
-        Ok(sent)
     }
 
     /// Tells which pages follow later; how many bytes that took.
@@ -266,7 +269,23 @@ impl Channel {
         offset: u64,
         bytes: &[u8],
     ) -> Result<u64, ChannelError> {
+        let drive = drive & !DISK_ZEROS;
         self.frame(Kind::Disk, drive, offset, [bytes, &[]])
+    }
+
+    /// Tells that `length` bytes of a drive are zeros; how many bytes that took.
+    ///
+    /// # Errors
+    ///
+    /// The other side does not take it.
+    pub fn send_disk_zeros(
+        &mut self,
+        drive: u32,
+        offset: u64,
+        length: u64,
+    ) -> Result<u64, ChannelError> {
+        let drive = drive | DISK_ZEROS;
+        self.frame(Kind::Disk, drive, offset, [&length.to_le_bytes(), &[]])
     }
 
     fn frame(
@@ -276,8 +295,12 @@ impl Channel {
         argument: u64,
         parts: [&[u8]; 2],
     ) -> Result<u64, ChannelError> {
-        let link = &mut self.link;
-        let sent = write_frame(link, kind, Codec::None, (count, argument), parts)?;
+        let mut out = Out {
+            link: &mut self.link,
+            unsendable: &mut self.unsendable,
+            is_behind: &mut self.is_behind,
+        };
+        let sent = out.frame(kind, Codec::None, (count, argument), parts)?;
         self.sent += sent;
         Ok(sent)
     }
@@ -293,23 +316,64 @@ impl Channel {
 
     /// The same for a frame of at most `most` bytes.
     fn receive_at_most(&mut self, most: u32) -> Result<Received<'_>, ChannelError> {
-        let mut bytes = [0; HEADER];
-        self.read(&mut bytes, true)?;
-        let header = Header::decode(&bytes)?;
-        if header.length > most {
-            return Err(ChannelError::TooLong {
-                length: header.length,
-                most,
-            });
+        if let Some(kind) = self.unreadable {
+            return Err(ChannelError::Lost(kind.into()));
         }
-        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
-        let mut payload = std::mem::take(&mut self.payload);
-        let read = self.read_payload(&mut payload, length);
-        self.payload = payload;
-        read?;
+        let (bytes, header) = self.next_header(most)?;
+        let read = self.payload_of(&header).and_then(|length| {
+            let payload = self.payload.get(..length).unwrap_or_default();
+            verify(&bytes, payload).map(|()| length)
+        });
+        // Where the next frame begins is not known any more, or not to be trusted.
+        let length = self.or_unreadable(read)?;
         self.received += (HEADER + length) as u64;
-        verify(&bytes, &self.payload)?;
-        understand(&header, &self.payload, &mut self.unpacker)
+        let payload = self.payload.get(..length).unwrap_or_default();
+        understand(&header, payload, &mut self.unpacker)
+    }
+
+    fn next_header(&mut self, most: u32) -> Result<([u8; HEADER], Header), ChannelError> {
+        let mut bytes = [0; HEADER];
+        read_exact(&mut self.link, &mut bytes, true).map_err(|error| self.at_boundary(error))?;
+        let header = Header::decode(&bytes).and_then(|header| match header.length {
+            length if length > most => Err(ChannelError::TooLong { length, most }),
+            _ => Ok(header),
+        });
+        Ok((bytes, self.or_unreadable(header)?))
+    }
+
+    /// What an error means that came while a frame was awaited.
+    fn at_boundary(&mut self, error: ReadError) -> ChannelError {
+        match (error, self.unsendable) {
+            // The error was in the socket, and a write has taken it out: what is left looks like an
+            // end in order. A broken pipe says only that the end was there before the write.
+            (ReadError::End, Some(kind))
+                if !self.link.is_local()
+                    && !matches!(kind, ErrorKind::BrokenPipe | ErrorKind::WouldBlock) =>
+            {
+                self.unreadable = Some(kind);
+                ChannelError::Lost(kind.into())
+            }
+            (ReadError::End, _) => ChannelError::Closed,
+            // The other end of a unix socket is gone and all that was in it is read; what we had
+            // sent was not.
+            (ReadError::Failed(error), _)
+                if error.kind() == ErrorKind::ConnectionReset && self.link.is_local() =>
+            {
+                ChannelError::Closed
+            }
+            (ReadError::Failed(error), _) if is_timeout(&error) => ChannelError::TimedOut,
+            (ReadError::Failed(error) | ReadError::Inside(error), _) => {
+                self.unreadable = Some(error.kind());
+                inside(error)
+            }
+        }
+    }
+
+    fn or_unreadable<T>(&mut self, result: Result<T, ChannelError>) -> Result<T, ChannelError> {
+        if result.is_err() {
+            self.unreadable = Some(ErrorKind::InvalidData);
+        }
+        result
     }
 
     /// Waits for a message.
@@ -321,90 +385,24 @@ impl Channel {
         self.receive()?.message()
     }
 
-    /// Reads so many bytes; room for them is made as they come.
-    fn read_payload(&mut self, payload: &mut Vec<u8>, length: usize) -> Result<(), ChannelError> {
-        if payload.len() < length {
-            let mut have = payload.len().min(length);
-            self.read(payload.get_mut(..have).unwrap_or_default(), false)?;
-            while have < length {
-                let next = length.min(have + STEP);
-                payload.resize(next, 0);
-                self.read(payload.get_mut(have..).unwrap_or_default(), false)?;
-                have = next;
+    /// Reads what a header has announced; room for it is made as it comes. How long it is.
+    fn payload_of(&mut self, header: &Header) -> Result<usize, ChannelError> {
+        let length = header.length as usize;
+        let mut have = 0;
+        while have < length {
+            let next = length.min(self.payload.len().max(have + STEP));
+            if self.payload.len() < next {
+                self.payload.reserve_exact(next - self.payload.len());
+                self.payload.resize(next, 0);
             }
-            return Ok(());
+            let part = self.payload.get_mut(have..next).unwrap_or_default();
+            read_exact(&mut self.link, part, false).map_err(|error| match error {
+                ReadError::End => ChannelError::Lost(ErrorKind::UnexpectedEof.into()),
+                ReadError::Failed(error) | ReadError::Inside(error) => inside(error),
+            })?;
+            have = next;
         }
-        payload.truncate(length);
-        self.read(payload, false)
-    }
-
-    /// Fills `buffer`. Only between two frames is the end of the connection an orderly one.
-    fn read(&mut self, buffer: &mut [u8], between: bool) -> Result<(), ChannelError> {
-        let mut rest = buffer;
-        let mut nothing_yet = between;
-        while !rest.is_empty() {
-            match self.link.read(rest) {
-                Ok(0) if nothing_yet => return Err(ChannelError::Closed),
-                Ok(0) => return Err(ChannelError::Lost(ErrorKind::UnexpectedEof.into())),
-                Ok(count) => {
-                    nothing_yet = false;
-                    let (_, after) = rest.split_at_mut(count);
-                    rest = after;
-                }
-                Err(error) => match error.kind() {
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                        return Err(ChannelError::TimedOut);
-                    }
-                    // A unix socket whose other end is gone, with all read that was in it; what we
-                    // had sent was not.
-                    ErrorKind::ConnectionReset if nothing_yet && self.link.is_local() => {
-                        return Err(ChannelError::Closed);
-                    }
-                    _ => return Err(ChannelError::Lost(error)),
-                },
-            }
-        }
-        Ok(())
-    }
-}
-
-fn write_frame(
-    link: &mut Link,
-    kind: Kind,
-    codec: Codec,
-    (count, argument): (u32, u64),
-    parts: [&[u8]; 2],
-) -> Result<u64, ChannelError> {
-    let [first, second] = parts;
-    let header = Header {
-        kind,
-        codec: codec.number(),
-        length: u32::try_from(first.len() + second.len()).unwrap_or(u32::MAX),
-        count,
-        argument,
-    };
-    let header = header.encode(parts);
-    let mut slices = [&header[..], first, second].map(IoSlice::new);
-    let mut left = &mut slices[..];
-    IoSlice::advance_slices(&mut left, 0);
-    while !left.is_empty() {
-        match link.write_vectored(left) {
-            Ok(0) => return Err(ChannelError::Closed),
-            Ok(written) => IoSlice::advance_slices(&mut left, written),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    Ok((HEADER + first.len() + second.len()) as u64)
-}
-
-/// What an error in writing means. What the other side has said before its end can still be read,
-/// so only a read can tell that it has closed in order.
-fn failed(error: io::Error) -> ChannelError {
-    match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => ChannelError::TimedOut,
-        _ => ChannelError::Lost(error),
+        Ok(length)
     }
 }
 

@@ -54,7 +54,7 @@ impl Kind {
     }
 
     /// The most that such a frame may announce, in bytes.
-    fn most(self) -> u32 {
+    pub(crate) fn most(self) -> u32 {
         match self {
             Self::Message => 4 << 20,
             // Compressed data may be larger than it was, by a little.

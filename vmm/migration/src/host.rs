@@ -7,7 +7,7 @@
 
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// Waits until one of `fds` can be read or has ended, and says which; `None` if that takes longer.
@@ -47,6 +47,7 @@ pub(crate) fn stream_socket(fd: RawFd) -> io::Result<(OwnedFd, libc::c_int)> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let family = option(fd, libc::SO_DOMAIN)?;
+    has_peer(fd)?;
     // SAFETY: it takes numbers only.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     if copy < 0 {
@@ -54,6 +55,41 @@ pub(crate) fn stream_socket(fd: RawFd) -> io::Result<(OwnedFd, libc::c_int)> {
     }
     // SAFETY: the descriptor is new and nobody else has it.
     Ok((unsafe { OwnedFd::from_raw_fd(copy) }, family))
+}
+
+/// Whether somebody is at the other end; the error says who is not.
+fn has_peer(fd: RawFd) -> io::Result<()> {
+    let mut peer = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    let mut len = length_of::<libc::sockaddr>();
+    // SAFETY: the kernel writes at most `len` bytes to `peer`, and to `len` how many there are.
+    let result = unsafe { libc::getpeername(fd, &raw mut peer, &raw mut len) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Ends a TCP connection at once; the other side gets a reset. Unlike a close this does so even if
+/// the process has the socket under another number too.
+pub(crate) fn disconnect(socket: &impl AsFd) -> io::Result<()> {
+    let nowhere = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads `len` bytes of `nowhere`, whose family is AF_UNSPEC.
+    let result = unsafe { libc::connect(fd, &raw const nowhere, length_of::<libc::sockaddr>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn length_of<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0)
 }
 
 /// What goes beside the bytes of a message on a unix socket: one descriptor (cmsg(3)).
@@ -149,7 +185,7 @@ pub(crate) fn receive_fd(socket: RawFd) -> io::Result<OwnedFd> {
 
 fn option(fd: RawFd, option: libc::c_int) -> io::Result<libc::c_int> {
     let mut value: libc::c_int = 0;
-    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0);
+    let mut len = length_of::<libc::c_int>();
     // SAFETY: the kernel writes at most `len` bytes to `value`.
     let result = unsafe {
         libc::getsockopt(

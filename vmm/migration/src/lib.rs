@@ -32,10 +32,13 @@ mod frame;
 mod handover;
 mod host;
 mod link;
+mod listener;
 mod message;
+mod options;
 mod pages;
 mod rate_limit;
 mod socket;
+mod state;
 mod tls;
 
 pub use address::{Address, AddressError};
@@ -45,10 +48,12 @@ pub use handover::{
     Decision, Refusal, Source, SourceAction, SourceEvent, SourceState, Target, TargetAction,
     TargetEvent, TargetState,
 };
-pub use link::{Closer, Link, LinkError, Listener};
+pub use link::{Closer, Link, LinkError};
+pub use listener::{Listener, Stopper};
 pub use message::{Hello, Message, Purpose, Session, Standing};
 pub use pages::{MOST_PAGES, PAGE, PageBatch, PagesIn, Run, Zeros};
 pub use rate_limit::RateLimit;
+pub use state::{MOST_STATE, StateParts};
 pub use tls::{Tls, TlsError, TlsFiles};
 
 /// The newest version of what is said here.

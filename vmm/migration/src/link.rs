@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connections: bytes there and back, with a limit on how long nothing may move.
 
-use std::fs;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use crate::address::Address;
 use crate::host;
-use crate::socket::{Socket, Stream};
+use crate::options;
+use crate::socket::{Shared, Socket, Stream};
 use crate::tls::{Secured, Tls, TlsError};
 
 /// A connection that cannot be had.
@@ -68,15 +68,18 @@ enum Carrier {
     Tls(Box<Secured>),
 }
 
-/// Ends a connection from another thread: whoever waits in it gets an error.
-#[derive(Debug)]
-pub struct Closer(Stream);
+/// Ends a connection from another thread: whoever reads or writes in it gets an error at once, and
+/// does not take it for an end that the other side has made. The other side cannot tell it from the
+/// end of this process. A closer does not keep a connection open.
+#[derive(Clone, Debug)]
+pub struct Closer(Weak<Shared>);
 
 impl Closer {
     /// Ends it.
     pub fn close(&self) {
-        // One that is closed already is as it should be.
-        let _ = self.0.shutdown();
+        if let Some(shared) = self.0.upgrade() {
+            shared.close();
+        }
     }
 }
 
@@ -92,13 +95,13 @@ impl Link {
             source,
         };
         let stream = match address {
-            Address::Unix(path) => UnixStream::connect(path)
-                .map(Stream::Unix)
-                .map_err(failed)?,
+            Address::Unix(path) => {
+                Stream::Unix(options::connect_unix(path, limit).map_err(failed)?)
+            }
             Address::Tcp { host, port } => {
                 Stream::Tcp(connect_tcp(host, *port, limit).map_err(failed)?)
             }
-            Address::Fd(fd) => inherited(*fd)?,
+            Address::Fd(fd) => return Self::inherited(*fd),
         };
         Ok(Self::of(stream, address.to_string())?)
     }
@@ -112,11 +115,41 @@ impl Link {
         Self::of(Stream::Unix(stream), "unix".into())
     }
 
-    fn of(stream: Stream, peer: String) -> io::Result<Self> {
+    /// A connected socket that was passed to the process. It is duplicated, so it can be used again
+    /// if this comes to nothing before anything was said.
+    pub(crate) fn inherited(fd: RawFd) -> Result<Self, LinkError> {
+        let socket = Socket::new(inherited(fd)?, true)?;
         Ok(Self {
-            carrier: Carrier::Plain(Socket::new(stream)?),
+            carrier: Carrier::Plain(socket),
+            peer: Address::Fd(fd).to_string(),
+        })
+    }
+
+    pub(crate) fn of(stream: Stream, peer: String) -> io::Result<Self> {
+        Ok(Self {
+            carrier: Carrier::Plain(Socket::new(stream, false)?),
             peer,
         })
+    }
+
+    /// Ends it so that the other side does not take it for an end in order, which says that this
+    /// process is gone: a TCP connection is reset, and the end of one with TLS is not announced. A
+    /// plain unix socket has no such end: it stays open as long as the process lives, and the other
+    /// side waits until its own limit has passed.
+    pub fn reset(&mut self) {
+        match &mut self.carrier {
+            Carrier::Plain(socket) => {
+                if !socket.reset() {
+                    socket.keep_open();
+                }
+            }
+            Carrier::Tls(secured) => {
+                secured.silence();
+                if !secured.socket().reset() {
+                    secured.socket().close();
+                }
+            }
+        }
     }
 
     /// Speaks TLS from now on, to a server that is to have a certificate for the name in `tls`, or
@@ -252,9 +285,9 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// The process has no more descriptors.
+    /// None at present.
     pub fn closer(&self) -> io::Result<Closer> {
-        self.socket().duplicate().map(Closer)
+        Ok(Closer(self.socket().shared()))
     }
 }
 
@@ -287,6 +320,12 @@ impl Write for Link {
     }
 }
 
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
+    }
+}
+
 impl AsRawFd for Link {
     fn as_raw_fd(&self) -> RawFd {
         self.socket().as_raw_fd()
@@ -311,142 +350,12 @@ fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> 
     Err(last)
 }
 
-/// A connected socket that was passed to the process. It is duplicated, so it can be used again if
-/// this comes to nothing.
 fn inherited(fd: RawFd) -> Result<Stream, LinkError> {
     let failed = |source| LinkError::NoSocket { fd, source };
     let (socket, family) = host::stream_socket(fd).map_err(failed)?;
-    if family == libc::AF_UNIX {
-        Ok(Stream::Unix(socket.into()))
-    } else {
-        Ok(Stream::Tcp(socket.into()))
+    match family {
+        libc::AF_UNIX => Ok(Stream::Unix(socket.into())),
+        libc::AF_INET | libc::AF_INET6 => Ok(Stream::Tcp(socket.into())),
+        _ => Err(failed(io::ErrorKind::Unsupported.into())),
     }
-}
-
-/// Where connections arrive.
-#[derive(Debug)]
-pub struct Listener {
-    kind: Kind,
-    address: Address,
-}
-
-#[derive(Debug)]
-enum Kind {
-    Unix(UnixListener, PathBuf),
-    Tcp(TcpListener),
-    Fd(RawFd),
-}
-
-impl Listener {
-    /// Waits at `address` from now on.
-    ///
-    /// # Errors
-    ///
-    /// That cannot be.
-    pub fn bind(address: &Address) -> Result<Self, LinkError> {
-        let failed = |source| LinkError::Bind {
-            address: address.clone(),
-            source,
-        };
-        let kind = match address {
-            Address::Unix(path) => {
-                remove_dead_socket(path)?;
-                let listener = UnixListener::bind(path).map_err(failed)?;
-                listener.set_nonblocking(true)?;
-                Kind::Unix(listener, path.clone())
-            }
-            Address::Tcp { host, port } => {
-                let listener = TcpListener::bind((host.as_str(), *port)).map_err(failed)?;
-                listener.set_nonblocking(true)?;
-                Kind::Tcp(listener)
-            }
-            Address::Fd(fd) => {
-                inherited(*fd)?;
-                Kind::Fd(*fd)
-            }
-        };
-        Ok(Self {
-            kind,
-            address: address.clone(),
-        })
-    }
-
-    /// Where it waits; with the port that the host has chosen, if it was to choose one.
-    pub fn address(&self) -> Address {
-        match (&self.kind, &self.address) {
-            (Kind::Tcp(listener), Address::Tcp { host, .. }) => {
-                let port = listener.local_addr().map_or(0, |address| address.port());
-                Address::Tcp {
-                    host: host.clone(),
-                    port,
-                }
-            }
-            _ => self.address.clone(),
-        }
-    }
-
-    /// The next connection; `None` if there is none within `limit`.
-    ///
-    /// # Errors
-    ///
-    /// The host gives none.
-    pub fn accept(&self, limit: Duration) -> Result<Option<Link>, LinkError> {
-        let fd = match &self.kind {
-            Kind::Unix(listener, _) => listener.as_raw_fd(),
-            Kind::Tcp(listener) => listener.as_raw_fd(),
-            Kind::Fd(fd) => *fd,
-        };
-        if host::wait_readable(&[fd], limit)?.is_none() {
-            return Ok(None);
-        }
-        let accepted = match &self.kind {
-            Kind::Unix(listener, path) => listener
-                .accept()
-                .map(|(stream, _)| (Stream::Unix(stream), format!("unix:{}", path.display()))),
-            Kind::Tcp(listener) => listener
-                .accept()
-                .map(|(stream, peer)| (Stream::Tcp(stream), format!("tcp:{peer}"))),
-            Kind::Fd(fd) => Ok((inherited(*fd)?, format!("fd:{fd}"))),
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                stream.set_nonblocking(false)?;
-                Ok(Some(Link::of(stream, peer)?))
-            }
-            // Whoever came has gone.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Kind::Unix(_, path) = &self.kind {
-            // It is ours.
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-/// Removes the socket of a process that has ended.
-fn remove_dead_socket(path: &Path) -> Result<(), LinkError> {
-    let Ok(found) = path.symlink_metadata() else {
-        return Ok(());
-    };
-    let is_dead = || {
-        UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    };
-    if found.file_type().is_socket() && is_dead() && fs::remove_file(path).is_ok() {
-        return Ok(());
-    }
-    Err(LinkError::InUse(path.into()))
 }

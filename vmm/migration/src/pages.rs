@@ -5,6 +5,9 @@
 //! An entry of the table has 16 bytes, little endian: the number of the first page (u64), how many
 //! there are (u32), flags (u32; bit 0: they are zeros, and have no bytes).
 
+use std::io;
+use std::ops::Range;
+
 use crate::channel::ChannelError;
 
 /// The size of a page in bytes.
@@ -37,11 +40,18 @@ pub struct Run {
     pub zeros: bool,
 }
 
-/// Pages on their way into a frame.
+/// The most that the number of a page, and the end of a run, may be: their addresses are numbers of
+/// 64 bits.
+const MOST_PAGE: u64 = 1 << 52;
+
+/// Pages on their way into a frame. It is used again and again: its room is made once.
 #[derive(Debug, Default)]
 pub struct PageBatch {
     runs: Vec<Run>,
-    data: Vec<u8>,
+    /// Room for pages; never made smaller, for what it grows by is filled with zeros.
+    room: Vec<u8>,
+    /// How much of the room has pages in it, in bytes.
+    used: usize,
     zero_pages: u64,
 }
 
@@ -54,29 +64,51 @@ impl PageBatch {
     /// Takes everything out of it.
     pub fn clear(&mut self) {
         self.runs.clear();
-        self.data.clear();
+        self.used = 0;
         self.zero_pages = 0;
     }
 
-    /// Adds `pages` pages from `first` on; `copy` is given the place for their bytes, and fills it.
+    /// Adds `pages` pages from `first` on; `copy` is given the place for their bytes, and fills
+    /// it: what is there are bytes of pages that were sent before.
+    ///
+    /// There may be no more of them than [`PageBatch::left`] says: a batch with more is not sent.
     pub fn push_run(&mut self, first: u64, pages: u32, zeros: Zeros, copy: impl FnOnce(&mut [u8])) {
-        let begin = self.data.len();
+        let begin = self.used;
         let end = begin + pages as usize * PAGE;
-        // Grows to its largest size once, and is not filled with zeros again.
-        if self.data.capacity() < end {
-            self.data.reserve(MOST_PAGES.max(pages as usize) * PAGE);
-        }
-        self.data.resize(end, 0);
-        copy(self.data.get_mut(begin..end).unwrap_or_default());
-        self.sort_out(first, begin, zeros);
+        copy(self.place(begin, end));
+        self.sort_out(first, begin..end, zeros);
     }
 
-    /// Makes runs of the pages at `begin` and after it, and takes out those that are zeros.
-    fn sort_out(&mut self, first: u64, begin: usize, zeros: Zeros) {
-        let mut kept = begin;
-        let mut from = begin;
-        let mut page = first;
-        while let Some(bytes) = self.data.get(from..from + PAGE) {
+    /// Adds one page, as [`PageBatch::push_run`] does, if `copy` gets hold of it.
+    ///
+    /// # Errors
+    ///
+    /// Those of `copy`; the batch is what it was before.
+    pub fn push(
+        &mut self,
+        page: u64,
+        zeros: Zeros,
+        copy: impl FnOnce(&mut [u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let begin = self.used;
+        let end = begin + PAGE;
+        copy(self.place(begin, end))?;
+        self.sort_out(page, begin..end, zeros);
+        Ok(())
+    }
+
+    fn place(&mut self, begin: usize, end: usize) -> &mut [u8] {
+        if self.room.len() < end {
+            self.room.resize(end.max(MOST_PAGES * PAGE), 0);
+        }
+        self.room.get_mut(begin..end).unwrap_or_default()
+    }
+
+    /// Makes runs of the pages in `new`, and takes out those that are zeros.
+    fn sort_out(&mut self, first: u64, new: Range<usize>, zeros: Zeros) {
+        let mut kept = new.start;
+        for (page, from) in (first..).zip(new.step_by(PAGE)) {
+            let bytes = self.room.get(from..from + PAGE).unwrap_or_default();
             if is_zero(bytes) {
                 self.zero_pages += 1;
                 if zeros == Zeros::Told {
@@ -84,15 +116,13 @@ impl PageBatch {
                 }
             } else {
                 if kept != from {
-                    self.data.copy_within(from..from + PAGE, kept);
+                    self.room.copy_within(from..from + PAGE, kept);
                 }
                 kept += PAGE;
                 self.add(page, false);
             }
-            from += PAGE;
-            page += 1;
         }
-        self.data.truncate(kept);
+        self.used = kept;
     }
 
     fn add(&mut self, page: u64, zeros: bool) {
@@ -108,6 +138,17 @@ impl PageBatch {
         }
     }
 
+    /// How many more pages there is room for, whatever they are.
+    pub fn left(&self) -> usize {
+        let pages = MOST_PAGES.saturating_sub(self.used / PAGE);
+        pages.min(MOST_RUNS.saturating_sub(self.runs.len()))
+    }
+
+    /// Whether there is no room for another page.
+    pub fn is_full(&self) -> bool {
+        self.left() == 0
+    }
+
     /// Whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
@@ -115,7 +156,7 @@ impl PageBatch {
 
     /// How many pages with bytes there are.
     pub fn data_pages(&self) -> u64 {
-        (self.data.len() / PAGE) as u64
+        (self.used / PAGE) as u64
     }
 
     /// How many pages of zeros there were.
@@ -123,9 +164,14 @@ impl PageBatch {
         self.zero_pages
     }
 
+    /// How many runs there are.
+    pub(crate) fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     /// The bytes of the pages.
     pub(crate) fn data(&self) -> &[u8] {
-        &self.data
+        self.room.get(..self.used).unwrap_or_default()
     }
 
     /// How many runs there are, and their table, which is put into `table`.
@@ -199,7 +245,9 @@ impl<'a> PagesIn<'a> {
         Ok(Self { table, data })
     }
 
-    /// The runs, each with its bytes unless it is of zeros.
+    /// The runs, each with its bytes unless it is of zeros. Their addresses fit into 64 bits.
+    /// Whether the machine has such pages is not known here, nor that none comes twice; a run of
+    /// zeros may have more pages than any machine.
     pub fn runs(self) -> impl Iterator<Item = (Run, Option<&'a [u8]>)> {
         let mut data = self.data;
         // The table was read once before, so nothing of it is left out.
@@ -246,7 +294,8 @@ fn read_run(entry: &[u8]) -> Result<Run, ChannelError> {
             _ => return Err(bad()),
         },
     };
-    if run.pages == 0 || run.first.checked_add(u64::from(run.pages)).is_none() {
+    let end = run.first.checked_add(u64::from(run.pages));
+    if run.pages == 0 || end.is_none_or(|end| end > MOST_PAGE) {
         return Err(bad());
     }
     Ok(run)
@@ -302,6 +351,40 @@ mod tests {
     }
 
     #[test]
+    fn pages_are_added_one_by_one_until_it_is_full() {
+        let mut batch = PageBatch::new();
+        let fill = |byte| {
+            move |place: &mut [u8]| -> io::Result<()> {
+                place.fill(byte);
+                Ok(())
+            }
+        };
+        batch.push(3, Zeros::Told, fill(1)).unwrap();
+        batch.push(4, Zeros::Told, fill(2)).unwrap();
+        let failed = batch.push(5, Zeros::Told, |_| Err(io::ErrorKind::NotFound.into()));
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::NotFound);
+        batch.push(5, Zeros::Told, fill(0)).unwrap();
+        assert_eq!(runs(&batch), [(3, 2, Some(1)), (5, 1, None)]);
+        assert_eq!(batch.left(), MOST_PAGES - 2);
+        for page in 0..MOST_PAGES as u64 - 2 {
+            assert!(!batch.is_full());
+            batch.push(2 * page, Zeros::Told, fill(9)).unwrap();
+        }
+        assert!(batch.is_full());
+        // What was in it before is not there any more.
+        batch.clear();
+        assert!(batch.is_empty() && batch.left() == MOST_PAGES);
+        batch.push(8, Zeros::Absent, fill(0)).unwrap();
+        assert!(batch.is_empty() && batch.data().is_empty());
+        // Zeros that are told take no bytes, but room in the table.
+        for page in 0..MOST_RUNS as u64 {
+            assert!(!batch.is_full());
+            batch.push(2 * page, Zeros::Told, fill(0)).unwrap();
+        }
+        assert!(batch.is_full());
+    }
+
+    #[test]
     fn one_byte_anywhere_is_something() {
         let mut bytes = page(0);
         assert!(is_zero(&bytes));
@@ -322,13 +405,14 @@ mod tests {
             entry(0, 0, 0),
             entry(0, 1, 2),
             entry(u64::MAX, 1, 1),
+            entry(MOST_PAGE, 1, 1),
             entry(0, 129, 0),
             entry(0, 1, 0),
         ] {
             assert!(PagesIn::new(&table, &[]).is_err(), "{table:?}");
         }
         assert!(PagesIn::new(&entry(0, 1, 0), &[0; 2 * PAGE]).is_err());
-        PagesIn::new(&entry(u64::MAX - 1, 1, 1), &[]).unwrap();
+        PagesIn::new(&entry(MOST_PAGE - 1, 1, 1), &[]).unwrap();
         assert!(PagesIn::table_length(513).is_err());
     }
 }

@@ -17,6 +17,8 @@ struct State {
     rate: u64,
     /// Until when what was sent is paid for.
     paid_until: Instant,
+    /// What is not paid for by whole nanoseconds: in bytes times a billion, less than `rate`.
+    rest: u64,
 }
 
 impl RateLimit {
@@ -25,14 +27,17 @@ impl RateLimit {
         Self(Arc::new(Mutex::new(State {
             rate,
             paid_until: Instant::now(),
+            rest: 0,
         })))
     }
 
-    /// Changes the limit.
+    /// Changes the limit. Who was told to wait by the limit before is not told again: what is to
+    /// change at once has to wake them.
     pub fn set(&self, rate: u64) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.rate = rate;
         state.paid_until = Instant::now();
+        state.rest = 0;
     }
 
     /// The limit in bytes per second; 0 for none.
@@ -50,7 +55,12 @@ impl RateLimit {
         if state.rate == 0 {
             return Duration::ZERO;
         }
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(state.rate);
+        let (price, rate) = (
+            u128::from(bytes) * 1_000_000_000 + u128::from(state.rest),
+            u128::from(state.rate),
+        );
+        let nanos = price / rate;
+        state.rest = u64::try_from(price % rate).unwrap_or(0);
         let costs = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         let earliest = now.checked_sub(BURST).unwrap_or(now);
         let from = state.paid_until.max(earliest);
@@ -79,6 +89,30 @@ mod tests {
         now += Duration::from_secs(60);
         let after: Duration = (0..100).map(|_| limit.take_at(10_000, now)).max().unwrap();
         assert!(after >= Duration::from_millis(970), "{after:?}");
+    }
+
+    #[test]
+    fn small_pieces_cost_what_large_ones_do() {
+        // 100 bytes take 33 and a third nanoseconds, which no clock has.
+        let limit = RateLimit::new(3_000_000_000);
+        let now = Instant::now() + BURST;
+        for _ in 0..600_000 {
+            limit.take_at(100, now);
+        }
+        // 60 MB take 20 ms, and the burst was free.
+        assert_eq!(limit.take_at(0, now), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn many_who_share_it_are_as_fast_as_one() {
+        let limit = RateLimit::new(1_000_000);
+        let now = Instant::now();
+        let mut longest = Duration::ZERO;
+        for who in [limit.clone(), limit.clone(), limit] {
+            longest = longest.max(who.take_at(1_000_000, now));
+        }
+        assert!(longest >= Duration::from_millis(1_990), "{longest:?}");
+        assert!(longest <= Duration::from_secs(2), "{longest:?}");
     }
 
     #[test]

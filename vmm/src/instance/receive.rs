@@ -10,7 +10,7 @@ use brume_api::{
 };
 use brume_migration::{Address, Listener};
 
-use super::{Control, Incoming, IncomingEvent, Instance, Next, Reception, VmState};
+use super::{Control, Incoming, IncomingEvent, Instance, Next, Reception, VmState, load_tls};
 
 /// How long the thread that waits may take to end.
 const LAST_LOOK: Duration = Duration::from_millis(500);
@@ -34,6 +34,7 @@ impl Instance {
             .listen
             .parse()
             .map_err(|error| Fault::from_error(&error))?;
+        let tls = load_tls(request.tls.as_ref())?;
         let listener = Listener::bind(&address).map_err(|error| Fault::from_error(&error))?;
         let control = Control::receiving();
         let progress = self.telemetry.migration.clone();
@@ -45,6 +46,7 @@ impl Instance {
         });
         let reception = Reception {
             listener,
+            tls,
             control: control.clone(),
             progress,
             sender: self.sender.clone(),
@@ -115,9 +117,12 @@ impl Instance {
             IncomingEvent::Load {
                 state,
                 stopped,
+                other_host,
+                following,
                 reply,
             } => {
-                let loaded = incoming.load(&state, stopped, &self.description);
+                let how = (stopped, other_host);
+                let loaded = incoming.load(&state, how, following, &self.description);
                 let _ = reply.send(loaded);
             }
             IncomingEvent::Run(started) => {

@@ -60,7 +60,7 @@ impl Machine {
     pub(super) fn wait_held(&self, held: Vec<Receiver<()>>) -> Result<(), PauseError> {
         let deadline = Instant::now() + PAUSE_LIMIT;
         for held in held {
-            if self.memory.handler.is_none() {
+            if !self.memory.may_wait() {
                 // An error says that the vCPU has ended, which its event will tell.
                 let _ = held.recv();
                 continue;
@@ -78,7 +78,7 @@ impl Machine {
 
     /// Stops the devices; what they had in hand. If they do not stop, the machine ends.
     pub(super) fn pause_devices(&mut self) -> Result<Vec<RunningQueues>, PauseError> {
-        if self.memory.handler.is_none() {
+        if !self.memory.may_wait() {
             return Ok(self.each_transport(TransportCore::pause));
         }
         let (sender, paused) = channel();
@@ -97,7 +97,7 @@ impl Machine {
 
     /// Ends the vCPUs, then the devices.
     pub(super) fn tear_down(&mut self) {
-        if self.memory.handler.is_none() {
+        if !self.memory.may_wait() {
             self.vcpus.clear();
             self.each_transport(|core| drop(core.pause()));
             return;

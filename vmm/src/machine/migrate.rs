@@ -4,17 +4,18 @@
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use brume_api::config::HugePages;
 use brume_api::{
     Answer, Fault, MigrationMode, MigrationPatch, MigrationPhase, MigrationRequest, MigrationRole,
     MigrationStatus, OnTimeout, Request as ApiRequest, SendMigration, with_causes,
 };
-use brume_migration::Address;
 use brume_snapshot::StateWriter;
+use brume_virtio::block::BlockControl;
 
 use super::{Ending, Machine};
 use crate::lifecycle::{VmEvent, VmState};
 use crate::migration::{
-    Control, Departure, HandOver, MetadataSection, Offer, SourceEnd, SourceEvent,
+    Control, Departure, HandOver, MetadataSection, Offer, Route, SourceEnd, SourceEvent,
 };
 use crate::snapshot::CreateError;
 
@@ -77,17 +78,27 @@ impl Machine {
                 "A snapshot is being made: ask again when that is done.",
             ));
         }
-        let address: Address = request
-            .destination
-            .parse()
-            .map_err(|error| Fault::from_error(&error))?;
+        if self.memory.may_wait() && self.memory.handler.is_none() {
+            return Err(Fault::new(
+                "Some of the machine's memory is still where it came from: ask again when all of \
+                 it is here.",
+            ));
+        }
+        let huge = self.description.config.machine_config.huge_pages == HugePages::Size2M;
+        if huge && may_follow(&request) {
+            return Err(Fault::new(
+                "Memory of 2 MiB pages cannot follow its machine: use mode PreCopy, and another \
+                 on_timeout than PostCopy.",
+            ));
+        }
+        let route = Route::of(&request)?;
         let control = Control::sending(&request);
         let progress = self.telemetry.migration.clone();
         progress.begin(MigrationStatus {
             role: MigrationRole::Source,
             phase: MigrationPhase::Connecting,
             mode: request.mode,
-            peer: Some(address.to_string()),
+            peer: Some(request.destination.clone()),
             memory_bytes: self.memory.size,
             bandwidth_limit: request.bandwidth_limit,
             max_downtime_us: u64::from(request.max_downtime_ms) * 1000,
@@ -96,13 +107,15 @@ impl Machine {
         let departure = Departure {
             offer: self.offer(&request),
             request,
+            route,
+            drives: self.drives_to_show(),
             memory: self.memory.clone(),
             tracker: self.tracker.clone(),
             control: control.clone(),
             progress: progress.clone(),
             sender: self.sender.clone(),
         };
-        if let Err(error) = departure.spawn(address) {
+        if let Err(error) = departure.spawn() {
             progress.fail(MigrationPhase::Failed, error.to_string());
             return Err(Fault::from_error(&error));
         }
@@ -118,8 +131,7 @@ impl Machine {
         let known = self.vcpus.first().map(|vcpu| vcpu.known());
         let mut offer = Offer::of(&self.description.config, &self.memory, known);
         offer.mode = request.mode;
-        offer.may_follow =
-            request.mode != MigrationMode::PreCopy || request.on_timeout == OnTimeout::PostCopy;
+        offer.may_follow = may_follow(request);
         offer.connections = request.connections;
         offer.with_disks = request.with_disks;
         offer.paused = self.state == VmState::Paused;
@@ -206,6 +218,7 @@ impl Machine {
         if ran {
             self.pause().map_err(|error| with_causes(&error))?;
         }
+        self.release_locks()?;
         let next = self.state.next(VmEvent::Depart);
         self.enter(next.map_err(|error| error.to_string())?);
         Ok(())
@@ -223,10 +236,40 @@ impl Machine {
         let Ok(next) = self.state.next(VmEvent::Return) else {
             return;
         };
+        self.take_locks();
         self.enter(next);
         if self.moving.as_ref().is_some_and(|moving| moving.ran) {
             // It was paused by us, so it can go on.
             let _ = self.resume();
+        }
+    }
+
+    /// The drives that the guest may have written to.
+    fn drives_to_show(&self) -> Vec<BlockControl> {
+        let read_only = |id: &String| {
+            let drives = &self.description.config.drives;
+            let drive = drives.iter().find(|drive| drive.drive_id == *id);
+            drive.is_some_and(|drive| drive.is_read_only)
+        };
+        let drives = self.controls.drives.iter();
+        let written = drives.filter(|(id, _)| !read_only(id));
+        written.map(|(_, control)| control.clone()).collect()
+    }
+
+    /// Lets the target take the locks of the disks.
+    fn release_locks(&self) -> Result<(), String> {
+        let mut drives = self.controls.drives.iter();
+        let released = drives.try_for_each(|(_, drive)| drive.release_lock());
+        released.map_err(|error| with_causes(&error))
+    }
+
+    /// Takes the locks of the disks back.
+    fn take_locks(&self) {
+        for (id, drive) in &self.controls.drives {
+            // The guest had the disk before, and stopping it now would help nobody.
+            if let Err(error) = drive.take_lock() {
+                tracing::error!("drive \"{id}\": {}", with_causes(&error));
+            }
         }
     }
 
@@ -237,6 +280,11 @@ impl Machine {
             self.telemetry.migration.wait_over(CALL_OFF);
         }
     }
+}
+
+/// Whether memory may have to follow the machine.
+fn may_follow(request: &SendMigration) -> bool {
+    request.mode != MigrationMode::PreCopy || request.on_timeout == OnTimeout::PostCopy
 }
 
 fn nothing_moves() -> Fault {

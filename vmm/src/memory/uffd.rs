@@ -80,6 +80,40 @@ struct Register {
     ioctls: u64,
 }
 
+/// `struct uffdio_copy` of linux/userfaultfd.h
+#[repr(C)]
+struct Copy {
+    to: u64,
+    from: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+/// `struct uffdio_zeropage` of linux/userfaultfd.h
+#[repr(C)]
+struct ZeroPage {
+    range: AddressRange,
+    mode: u64,
+    zeroed: i64,
+}
+
+/// What the kernel tells of a fault: `struct uffd_msg` of linux/userfaultfd.h
+#[repr(C)]
+#[derive(Default)]
+struct Message {
+    event: u8,
+    reserved: [u8; 7],
+    flags: u64,
+    address: u64,
+    rest: u64,
+}
+
+const EVENT_PAGEFAULT: u8 = 0x12;
+
+const _: () = assert!(size_of::<Copy>() == 40);
+const _: () = assert!(size_of::<ZeroPage>() == 32);
+const _: () = assert!(size_of::<Message>() == 32);
 const _: () = assert!(size_of::<Handshake>() == 24);
 const _: () = assert!(size_of::<AddressRange>() == 16);
 const _: () = assert!(size_of::<Register>() == 32);
@@ -87,6 +121,9 @@ const _: () = assert!(size_of::<Register>() == 32);
 ioctl_io_nr!(USERFAULTFD_IOC_NEW, 0xaa, 0x00);
 ioctl_iowr_nr!(UFFDIO_API, 0xaa, 0x3f, Handshake);
 ioctl_iowr_nr!(UFFDIO_REGISTER, 0xaa, 0x00, Register);
+ioctl_ior_nr!(UFFDIO_WAKE, 0xaa, 0x02, AddressRange);
+ioctl_iowr_nr!(UFFDIO_COPY, 0xaa, 0x03, Copy);
+ioctl_iowr_nr!(UFFDIO_ZEROPAGE, 0xaa, 0x04, ZeroPage);
 ioctl_ior_nr!(UFFDIO_UNREGISTER, 0xaa, 0x01, AddressRange);
 
 /// Memory that no handler serves. The words are Firecracker's where it has some.
@@ -218,14 +255,23 @@ pub(super) struct Uffd(OwnedFd);
 
 impl Uffd {
     fn new(pages: HugePages) -> Result<Self, UffdError> {
-        let uffd = Self(open().map_err(UffdError::Create)?);
         let huge = match pages {
             HugePages::Size2M => FEATURE_MISSING_HUGETLBFS,
             HugePages::None | HugePages::Transparent => 0,
         };
+        Self::with_features(FEATURE_EVENT_REMOVE | huge)
+    }
+
+    /// One for memory of ordinary pages that this process serves itself.
+    pub(super) fn own() -> Result<Self, UffdError> {
+        Self::with_features(0)
+    }
+
+    fn with_features(features: u64) -> Result<Self, UffdError> {
+        let uffd = Self(open().map_err(UffdError::Create)?);
         let mut handshake = Handshake {
             api: API,
-            features: FEATURE_EVENT_REMOVE | huge,
+            features,
             ioctls: 0,
         };
         // SAFETY: the structure is the one that the kernel reads and writes by this number.
@@ -234,7 +280,7 @@ impl Uffd {
         Ok(uffd)
     }
 
-    fn register(&self, region: &Region) -> io::Result<()> {
+    pub(super) fn register(&self, region: &Region) -> io::Result<()> {
         let mut register = Register {
             range: range(region),
             mode: REGISTER_MODE_MISSING,
@@ -243,6 +289,66 @@ impl Uffd {
         // SAFETY: the structure is the one that the kernel reads and writes by this number. The
         // range is a mapping of guest memory, whose first touches may wait from now on.
         check(unsafe { ioctl_with_mut_ref(self, UFFDIO_REGISTER(), &mut register) })
+    }
+
+    /// Gives pages their bytes, from `address` on, and lets those go on who wait for them.
+    pub(super) fn copy(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut copy = Copy {
+            to: address,
+            from: bytes.as_ptr() as u64,
+            len: bytes.len() as u64,
+            mode: 0,
+            copied: 0,
+        };
+        // SAFETY: the structure is the one that the kernel reads and writes by this number. It reads
+        // `len` bytes at `from`, which are `bytes`, and writes only to registered memory.
+        check(unsafe { ioctl_with_mut_ref(self, UFFDIO_COPY(), &mut copy) })
+    }
+
+    /// Gives pages zeros, from `address` on, `len` bytes, and lets those go on who wait for them.
+    pub(super) fn zero(&self, address: u64, len: u64) -> io::Result<()> {
+        let mut zero = ZeroPage {
+            range: AddressRange {
+                start: address,
+                len,
+            },
+            mode: 0,
+            zeroed: 0,
+        };
+        // SAFETY: the structure is the one that the kernel reads and writes by this number; it
+        // writes only to registered memory.
+        check(unsafe { ioctl_with_mut_ref(self, UFFDIO_ZEROPAGE(), &mut zero) })
+    }
+
+    /// Lets those go on who wait for pages that are there.
+    pub(super) fn wake(&self, address: u64, len: u64) -> io::Result<()> {
+        let range = AddressRange {
+            start: address,
+            len,
+        };
+        // SAFETY: the structure is the one that the kernel reads by this number; it writes nothing.
+        check(unsafe { ioctl_with_ref(self, UFFDIO_WAKE(), &range) })
+    }
+
+    /// The address of the next fault; `None` if there is none now.
+    pub(super) fn fault(&self) -> io::Result<Option<u64>> {
+        loop {
+            let mut message = Message::default();
+            let len = size_of::<Message>();
+            // SAFETY: the kernel writes at most `len` bytes to `message`, which may be any bytes.
+            let read = unsafe { libc::read(self.as_raw_fd(), (&raw mut message).cast(), len) };
+            if read < 0 {
+                let error = io::Error::last_os_error();
+                match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(None),
+                    io::ErrorKind::Interrupted => continue,
+                    _ => return Err(error),
+                }
+            }
+            if usize::try_from(read) == Ok(len) && message.event == EVENT_PAGEFAULT {
+                return Ok(Some(message.address));
+            }
+        }
     }
 
     /// Gives up `region`: who waits for a page of it finds zeros, as will all who come after. So

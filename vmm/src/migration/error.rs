@@ -3,7 +3,7 @@
 
 use std::io;
 
-use brume_migration::{ChannelError, LinkError};
+use brume_migration::{ChannelError, LinkError, TlsError};
 use thiserror::Error;
 
 use super::lanes::LaneError;
@@ -16,6 +16,9 @@ pub(crate) enum SourceError {
     /// The target is not there.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The target is not who it should be, or does not take us for who we are.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The connection does not do what it should.
     #[error(transparent)]
     Channel(#[from] ChannelError),

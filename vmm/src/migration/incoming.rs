@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A machine that arrives, as the owner of the process sees it.
 
-use std::sync::PoisonError;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use brume_api::{Fault, ReceiveMigration, with_causes};
 use brume_snapshot::StateFile;
 use brume_virtio::GuestMemory;
+use brume_virtio::block::Locking;
 
 use super::control::Control;
 use super::offer::Offer;
@@ -16,7 +18,7 @@ use crate::build::BuildOptions;
 use crate::event::EventSender;
 use crate::instance::Description;
 use crate::machine::{MachineParts, Start};
-use crate::memory::{self, Backing, MachineMemory};
+use crate::memory::{self, Backing, Following, MachineMemory};
 use crate::snapshot::{GoOn, Identity, MachineState, Prepared};
 
 /// What the thread that receives wants of the owner.
@@ -30,6 +32,10 @@ pub(crate) enum IncomingEvent {
     Load {
         state: Vec<u8>,
         stopped: Stopped,
+        /// Whether the source may be on another host, which the disks were written from.
+        other_host: bool,
+        /// What is to follow of the memory.
+        following: Option<Arc<Following>>,
         reply: Sender<Result<(), String>>,
     },
     /// Let it go on, and say so when it does.
@@ -142,12 +148,17 @@ impl Incoming {
     pub(crate) fn load(
         &mut self,
         state: &[u8],
-        stopped: Stopped,
+        (stopped, other_host): (Stopped, bool),
+        following: Option<Arc<Following>>,
         description: &Description,
     ) -> Result<(), String> {
         let Stage::Prepared(prepared) = std::mem::replace(&mut self.stage, Stage::Awaited) else {
             return Err("there is no machine yet that could take a state".into());
         };
+        if let Some(following) = following {
+            // It is the first for this memory.
+            let _ = prepared.memory().following.set(following);
+        }
         let read = || {
             let mut file = StateFile::parse(state)?;
             let metadata: MetadataSection = file.take(0)?;
@@ -168,6 +179,7 @@ impl Incoming {
         state.advance(stopped.time());
         let parts = prepared.load(state, &go_on);
         let parts = parts.map_err(|error| with_causes(&error))?;
+        take_disks(&parts, other_host)?;
         self.stage = Stage::Loaded(Box::new(parts));
         Ok(())
     }
@@ -203,6 +215,30 @@ impl Incoming {
     }
 }
 
+/// How long the kernel may take to free the locks of a process that has ended.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
+
+/// Takes the locks that the source has let go of.
+fn take_disks(parts: &MachineParts, other_host: bool) -> Result<(), String> {
+    let end = Instant::now() + LOCK_LIMIT;
+    for (id, drive) in &parts.assembly.controls.drives {
+        let mut taken = drive.take_lock();
+        while taken.is_err() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+            taken = drive.take_lock();
+        }
+        let ready = taken.and_then(|()| {
+            if other_host {
+                drive.drop_cache()
+            } else {
+                Ok(())
+            }
+        });
+        ready.map_err(|error| format!("drive \"{id}\": {}", with_causes(&error)))?;
+    }
+    Ok(())
+}
+
 fn make(
     description: &Description,
     options: BuildOptions,
@@ -213,7 +249,8 @@ fn make(
     let guest = memory::map(machine.memory_bytes(), machine.huge_pages);
     let guest = guest.map_err(|error| told(with_causes(&error)))?;
     let memory = MachineMemory::new(guest, Backing::Zeros);
-    Prepared::new(description, memory, options, sender).map_err(|error| told(with_causes(&error)))
+    Prepared::new(description, memory, options, sender, Locking::Later)
+        .map_err(|error| told(with_causes(&error)))
 }
 
 /// The fault of a request that has no place while a machine is awaited.

@@ -14,7 +14,6 @@ use thiserror::Error;
 
 use super::control::Control;
 use crate::memory::MachineMemory;
-use crate::page_set::PAGE_SIZE;
 
 /// How many pages are sent at once.
 pub(super) const BATCH_PAGES: u64 = 128;
@@ -81,24 +80,41 @@ impl Lane {
         }
     }
 
+    /// What it sends from.
+    pub(super) fn memory(&self) -> &MachineMemory {
+        &self.memory
+    }
+
     /// Sends pages as they are now.
-    pub(super) fn send(&mut self, pages: &Batch, zeros: Zeros) -> Result<Amount, LaneError> {
+    pub(super) fn send(&mut self, pages: &[Range<u64>], zeros: Zeros) -> Result<Amount, LaneError> {
+        self.fill(pages, zeros)?;
+        self.channel.set_wire_rate(self.control.rate().get());
+        let amount = self.send_filled()?;
+        self.wait_for_limit(amount.bytes)?;
+        Ok(amount)
+    }
+
+    /// Copies pages, to be sent next.
+    pub(super) fn fill(&mut self, pages: &[Range<u64>], zeros: Zeros) -> Result<(), LaneError> {
         self.batch.clear();
         for range in pages {
-            let count = range.end - range.start;
+            let count = u32::try_from(range.end - range.start).map_err(io::Error::other)?;
             let slice = self.memory.slice(range.clone())?;
-            let count = u32::try_from(count).map_err(io::Error::other)?;
             self.batch.push_run(range.start, count, zeros, |bytes| {
                 slice.copy_to(bytes);
             });
         }
+        Ok(())
+    }
+
+    /// Sends what was copied.
+    pub(super) fn send_filled(&mut self) -> Result<Amount, LaneError> {
         let mut amount = Amount {
             pages: self.batch.data_pages(),
             zeros: self.batch.zero_pages(),
             bytes: 0,
         };
         if !self.batch.is_empty() {
-            self.wait_for_limit(amount.pages * PAGE_SIZE)?;
             amount.bytes = self.channel.send_pages(&self.batch)?;
         }
         self.pages += amount.pages;

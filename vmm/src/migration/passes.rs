@@ -155,6 +155,31 @@ impl Passes {
         Ok(done)
     }
 
+    /// What is left, with the guest paused, if the target is to get it later; in use, if nothing was
+    /// sent before.
+    ///
+    /// # Errors
+    ///
+    /// The host does not tell.
+    pub(super) fn rest(&self, number: u32) -> Result<PageSet, SourceError> {
+        let mut left = self.left()?;
+        if number == 1 {
+            for region in &self.memory.regions {
+                let Range { start, end } = region.words();
+                let mut words = left.take_words(start..end);
+                let kept = self.in_use.filter(region, start, &mut words);
+                kept.map_err(SourceError::Search)?;
+                left.insert_words(start, &words);
+            }
+        }
+        Ok(left)
+    }
+
+    /// The memory.
+    pub(super) fn memory(&self) -> &Arc<MachineMemory> {
+        &self.memory
+    }
+
     /// The windows in which there is something to do.
     fn windows(&self, seen: &PageSet) -> Vec<Window> {
         let tracker = self.tracker();

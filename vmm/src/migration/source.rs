@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use brume_api::{MigrationMode, MigrationPass, MigrationPhase, OnTimeout, SendMigration};
-use brume_migration::{Address, Channel, ChannelError, Link, Message, Purpose, Session};
+use brume_migration::{Channel, ChannelError, Message, Purpose};
+use brume_virtio::block::BlockControl;
 
 use super::control::Control;
 use super::error::SourceError;
@@ -16,6 +17,8 @@ use super::lanes::{Lane, Lanes};
 use super::offer::Offer;
 use super::pace::{Next, Pace, Passed};
 use super::passes::{PassDone, Passes};
+use super::route::Route;
+use super::serving::Faults;
 use super::status::{Progress, micros, per_second};
 use super::switch_over::SwitchOver;
 use crate::dirty::DirtyTracker;
@@ -64,9 +67,19 @@ pub(crate) enum SourceEnd {
     Kept,
 }
 
+/// Whether memory follows the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Follow {
+    No,
+    Yes,
+}
+
 /// A machine that is about to move.
 pub(crate) struct Departure {
     pub(crate) request: SendMigration,
+    pub(crate) route: Route,
+    /// The drives, whose contents another host is to see.
+    pub(crate) drives: Vec<BlockControl>,
     pub(crate) offer: Offer,
     pub(crate) memory: Arc<MachineMemory>,
     pub(crate) tracker: Arc<Mutex<DirtyTracker>>,
@@ -81,20 +94,20 @@ impl Departure {
     /// # Errors
     ///
     /// The host gives no thread.
-    pub(crate) fn spawn(self, address: Address) -> io::Result<()> {
+    pub(crate) fn spawn(self) -> io::Result<()> {
         thread::Builder::new()
             .name("migration".into())
             .spawn(move || {
                 let sender = self.sender.clone();
-                let end = self.run(&address);
+                let end = self.run();
                 sender.send(Event::Migration(SourceEvent::Ended(end)));
             })
             .map(drop)
     }
 
-    fn run(mut self, address: &Address) -> SourceEnd {
+    fn run(mut self) -> SourceEnd {
         let mut passes = None;
-        let result = self.send(address, &mut passes);
+        let result = self.send(&mut passes);
         match result {
             Ok(end) => end,
             Err(error) => {
@@ -120,21 +133,16 @@ impl Departure {
     }
 
     /// Sends the machine. An error says that it stays here, and that nothing of it was handed over.
-    fn send(
-        &mut self,
-        address: &Address,
-        begun: &mut Option<Arc<Passes>>,
-    ) -> Result<SourceEnd, SourceError> {
-        let session =
-            Session::new().map_err(|error| SourceError::Thread(io::Error::other(error)))?;
-        let mut channel = self.connect(address)?;
-        channel.greet(&session, Purpose::Control)?;
+    fn send(&mut self, begun: &mut Option<Arc<Passes>>) -> Result<SourceEnd, SourceError> {
+        let mut channel = self.connect()?;
+        channel.greet(&self.route.session, Purpose::Control)?;
         self.progress.enter(MigrationPhase::Negotiating);
         let sent = self.offer(&mut channel).and_then(|()| {
-            let others = self.open_others(address, &session)?;
-            Ok(others)
+            let others = self.open_others()?;
+            let faults = self.offer.may_follow.then(|| Faults::connect(&self.route));
+            Ok((others, faults.transpose()?))
         });
-        let others = match sent {
+        let (others, faults) = match sent {
             Ok(others) => others,
             Err(error) => return Err(call_off(&mut channel, error)),
         };
@@ -147,8 +155,8 @@ impl Departure {
             self.progress.clone(),
         )?;
         let passes = begun.insert(Arc::new(passes)).clone();
-        let number = match self.pre_copy(&passes, &mut lanes) {
-            Ok(number) => number,
+        let (number, follow) = match self.pre_copy(&passes, &mut lanes) {
+            Ok(done) => done,
             Err(error) => return Err(call_off(&mut lanes.first.channel, error)),
         };
         let switch = SwitchOver {
@@ -157,18 +165,17 @@ impl Departure {
             control: &self.control,
             progress: &self.progress,
             sender: &self.sender,
-            session: &session,
-            address,
+            route: &self.route,
+            drives: &self.drives,
         };
-        switch.run(number)
+        switch.run(number, faults.filter(|_| follow == Follow::Yes))
     }
 
-    fn connect(&self, address: &Address) -> Result<Channel, SourceError> {
+    fn connect(&self) -> Result<Channel, SourceError> {
         if self.control.is_cancelled() {
             return Err(SourceError::Cancelled);
         }
-        let link = Link::connect(address, CONNECT_LIMIT)?;
-        let mut channel = Channel::new(link);
+        let mut channel = self.route.open(CONNECT_LIMIT)?;
         self.control.watch(channel.closer()?);
         channel.set_limit(STALL_LIMIT)?;
         Ok(channel)
@@ -189,23 +196,20 @@ impl Departure {
         Ok(())
     }
 
-    fn open_others(
-        &self,
-        address: &Address,
-        session: &Session,
-    ) -> Result<Vec<Channel>, SourceError> {
+    fn open_others(&self) -> Result<Vec<Channel>, SourceError> {
         let open = |index| {
-            let mut channel = self.connect(address)?;
-            channel.greet(session, Purpose::Pages { index })?;
+            let mut channel = self.connect()?;
+            channel.greet(&self.route.session, Purpose::Pages { index })?;
             Ok(channel)
         };
         (1..self.request.connections).map(open).collect()
     }
 
-    /// Passes until what is left can be sent with the guest stopped; the number of the last pass.
-    fn pre_copy(&self, passes: &Passes, lanes: &mut Lanes) -> Result<u32, SourceError> {
+    /// Passes until the guest can be stopped; the number of the last pass, and whether what is left
+    /// follows the guest.
+    fn pre_copy(&self, passes: &Passes, lanes: &mut Lanes) -> Result<(u32, Follow), SourceError> {
         if self.request.mode == MigrationMode::PostCopy {
-            return Ok(1);
+            return Ok((1, Follow::Yes));
         }
         self.progress.enter(MigrationPhase::PreCopy);
         let mut pace = Pace::new();
@@ -216,10 +220,10 @@ impl Departure {
             await_pass(&mut lanes.first.channel, number)?;
             let time = begun.elapsed();
             let left = passes.left()?.count();
-            let next = self.decide(&mut pace, (number, done, time, left))?;
+            let (next, follow) = self.decide(&mut pace, (number, done, time, left))?;
             self.tell_pass(&pace, (number, done, time, left));
             match next {
-                Next::Stop => return Ok(number + 1),
+                Next::Stop => return Ok((number + 1, follow)),
                 Next::Throttle(percent) => {
                     let throttle = SourceEvent::Throttle(percent);
                     self.sender.send(Event::Migration(throttle));
@@ -234,7 +238,7 @@ impl Departure {
         &self,
         pace: &mut Pace,
         (number, done, time, left): (u32, PassDone, Duration, u64),
-    ) -> Result<Next, SourceError> {
+    ) -> Result<(Next, Follow), SourceError> {
         if self.control.is_cancelled() {
             return Err(SourceError::Cancelled);
         }
@@ -249,12 +253,20 @@ impl Departure {
         let late = limits
             .deadline
             .is_some_and(|deadline| Instant::now() >= deadline);
-        if next == Next::Stop || !late {
-            return Ok(next);
+        if next == Next::Stop {
+            return Ok((next, Follow::No));
+        }
+        if self.request.mode == MigrationMode::Hybrid {
+            return Ok((Next::Stop, Follow::Yes));
+        }
+        if !late {
+            return Ok((next, Follow::No));
         }
         match limits.on_timeout {
             OnTimeout::Cancel => Err(SourceError::TooSlow),
-            OnTimeout::Force | OnTimeout::PostCopy => Ok(Next::Stop),
+            OnTimeout::PostCopy if self.offer.may_follow => Ok((Next::Stop, Follow::Yes)),
+            // A client that has changed its mind after the target was told otherwise.
+            OnTimeout::Force | OnTimeout::PostCopy => Ok((Next::Stop, Follow::No)),
         }
     }
 

@@ -2,22 +2,28 @@
 //! The hand-over as the source carries it out. Which side may run the guest is decided by
 //! [`brume_migration::Source`]; here are its connection, its clock and its owner.
 
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use brume_api::{MigrationDecision, MigrationDowntime, MigrationPhase};
+use brume_api::{MigrationDecision, MigrationDowntime, MigrationPhase, with_causes};
 use brume_migration::{
-    Address, Channel, ChannelError, Decision, Link, Message, Purpose, Received, Session, Source,
-    SourceAction, SourceEvent as Event, SourceState,
+    Channel, ChannelError, Decision, Message, Received, Source, SourceAction, SourceEvent as Event,
+    SourceState, Standing,
 };
+
+use brume_virtio::block::BlockControl;
 
 use super::control::Control;
 use super::error::SourceError;
-use super::lanes::Lanes;
+use super::lanes::{Lane, Lanes};
 use super::passes::Passes;
+use super::route::Route;
+use super::serving::{Faults, Lacks, Left, hear_missing, stream};
 use super::source::{HandOver, SourceEnd, SourceEvent};
 use super::status::{Progress, micros};
 use crate::event::{Event as OwnerEvent, EventSender};
+use crate::page_set::PageSet;
 
 /// How long nothing may move while the guest stands still.
 const STILL_LIMIT: Duration = Duration::from_secs(5);
@@ -35,8 +41,16 @@ pub(super) struct SwitchOver<'a> {
     pub(super) control: &'a Control,
     pub(super) progress: &'a Progress,
     pub(super) sender: &'a EventSender,
-    pub(super) session: &'a Session,
-    pub(super) address: &'a Address,
+    pub(super) route: &'a Route,
+    pub(super) drives: &'a [BlockControl],
+}
+
+/// Memory that follows the guest.
+struct Follows {
+    /// What the target asks on, until it is served.
+    faults: Option<Channel>,
+    left: Arc<Left>,
+    server: Option<Faults>,
 }
 
 /// When things happened.
@@ -52,7 +66,12 @@ struct Moments {
 
 impl SwitchOver<'_> {
     /// Hands the machine over; an error says that it stays here.
-    pub(super) fn run(mut self, number: u32) -> Result<SourceEnd, SourceError> {
+    /// With `faults`, what is left of its memory follows it, on that connection if it is waited for.
+    pub(super) fn run(
+        mut self,
+        number: u32,
+        faults: Option<Channel>,
+    ) -> Result<SourceEnd, SourceError> {
         // How a connection ends means something from here on.
         self.control.guard_connections();
         if self.control.is_cancelled() {
@@ -63,7 +82,12 @@ impl SwitchOver<'_> {
         self.progress.update(|status| status.pass = number);
         let mut moments = Moments::default();
         let mut machine = Source::new();
-        if let Err(error) = self.send_rest(number, &mut moments, &mut machine) {
+        let mut follows = faults.map(|faults| Follows {
+            faults: Some(faults),
+            left: Arc::new(Left::new(PageSet::default(), Vec::new())),
+            server: None,
+        });
+        if let Err(error) = self.send_rest(number, &mut moments, &mut machine, &mut follows) {
             // `Sent` was not written whole, so the target will not run what it has.
             self.cancel(&error.to_string());
             return Err(error);
@@ -72,11 +96,40 @@ impl SwitchOver<'_> {
             context: self,
             machine,
             moments,
+            follows,
             channel: None,
             error: None,
             resumed: false,
         }
         .run()
+    }
+
+    /// Tells the target what is left, and answers it from now on: it may need a page to take on the
+    /// state.
+    fn begin_to_serve(&mut self, number: u32, follows: &mut Follows) -> Result<(), SourceError> {
+        let rest = self.passes.rest(number)?;
+        let memory = self.passes.memory();
+        let ends = memory.regions.iter().map(|region| region.pages().end);
+        follows.left = Arc::new(Left::new(rest, ends.collect()));
+        let words = follows.left.words();
+        self.lanes.first.channel.send_missing(&words)?;
+        let channel = follows.faults.take().ok_or(SourceError::Ended)?;
+        let (left, control) = (&follows.left, self.control);
+        let server = Faults::serve(channel, memory, left, control, self.progress)?;
+        follows.server = Some(server);
+        Ok(())
+    }
+
+    /// Another host that shares the disks has to see what the guest has written.
+    fn show_disks(&self) -> Result<(), SourceError> {
+        if self.lanes.first.channel.link().is_local() {
+            return Ok(());
+        }
+        for drive in self.drives {
+            let shown = drive.flush();
+            shown.map_err(|error| SourceError::HandOver(with_causes(&error)))?;
+        }
+        Ok(())
     }
 
     fn cancel(&mut self, why: &str) {
@@ -91,8 +144,11 @@ impl SwitchOver<'_> {
         number: u32,
         moments: &mut Moments,
         machine: &mut Source,
+        follows: &mut Option<Follows>,
     ) -> Result<(), SourceError> {
         self.lanes.first.channel.set_limit(STILL_LIMIT)?;
+        // What the guest writes until it stops is little then.
+        self.show_disks()?;
         let (reply, answers) = channel();
         let order = SourceEvent::HandOver(reply);
         self.sender.send(OwnerEvent::Migration(order));
@@ -102,7 +158,11 @@ impl SwitchOver<'_> {
             _ => return Err(SourceError::Ended),
         }
         moments.held = Some(Instant::now());
-        self.passes.last(number, self.lanes)?;
+        self.show_disks()?;
+        match follows {
+            Some(follows) => self.begin_to_serve(number, follows)?,
+            None => drop(self.passes.last(number, self.lanes)?),
+        }
         moments.pages_sent = Some(Instant::now());
         let state = match answers.recv() {
             Ok(HandOver::State(state)) => state,
@@ -112,7 +172,7 @@ impl SwitchOver<'_> {
         let channel = &mut self.lanes.first.channel;
         channel.send_state(&state)?;
         machine.step(Event::AllSent {
-            memory_follows: false,
+            memory_follows: follows.is_some(),
         });
         channel.send(&Message::Sent {
             paused_us: moments.stopped.map_or(0, |since| micros(since.elapsed())),
@@ -128,6 +188,7 @@ struct Talk<'a> {
     context: SwitchOver<'a>,
     machine: Source,
     moments: Moments,
+    follows: Option<Follows>,
     /// The connection after the first one.
     channel: Option<Channel>,
     error: Option<SourceError>,
@@ -139,8 +200,14 @@ impl Talk<'_> {
     fn run(mut self) -> Result<SourceEnd, SourceError> {
         loop {
             match self.machine.state() {
-                SourceState::Gone | SourceState::Serving => {
-                    self.arrived();
+                SourceState::Gone => {
+                    self.arrived(MigrationPhase::Completed);
+                    return Ok(SourceEnd::Moved);
+                }
+                SourceState::Serving => {
+                    self.arrived(MigrationPhase::PostCopy);
+                    self.serve();
+                    self.context.passes.end();
                     return Ok(SourceEnd::Moved);
                 }
                 SourceState::Kept => {
@@ -237,6 +304,7 @@ impl Talk<'_> {
             SourceAction::SendCancel => {
                 let why = self.error.as_ref();
                 let why = why.map_or_else(|| "it was called off".into(), ToString::to_string);
+                // A connection that does not take all of it is reset when it is dropped.
                 let _ = self.channel().send(&Message::Cancel { why });
             }
             SourceAction::ResumeGuest => {
@@ -267,34 +335,22 @@ impl Talk<'_> {
             }
             None => {}
         }
-        if let Ok(channel) = self.come_back() {
+        if let Ok(channel) = self.context.route.come_back(STILL_LIMIT) {
             self.channel = Some(channel);
             self.step(Event::Returned);
         }
     }
 
-    fn come_back(&self) -> Result<Channel, SourceError> {
-        let link = Link::connect(self.context.address, STILL_LIMIT)?;
-        let mut channel = Channel::new(link);
-        channel.set_limit(STILL_LIMIT)?;
-        channel.greet(self.context.session, Purpose::Return)?;
-        Ok(channel)
-    }
-
     /// Tells a target that was lost that it is not needed any more, beside everything else.
     fn say_good_bye(&self) {
-        let (address, session) = (self.context.address.clone(), self.context.session.clone());
+        let route = self.context.route.clone();
         let tell = move || {
             for _ in 0..LAST_WORDS {
                 std::thread::sleep(RETRY);
-                let link = Link::connect(&address, STILL_LIMIT);
-                let told = link.map_err(SourceError::from).and_then(|link| {
-                    let mut channel = Channel::new(link);
-                    channel.set_limit(STILL_LIMIT)?;
-                    channel.greet(&session, Purpose::Return)?;
-                    let why = "the source goes on with the machine".to_owned();
-                    Ok(channel.send(&Message::Cancel { why })?)
-                });
+                let why = "the source goes on with the machine".to_owned();
+                let told = route
+                    .come_back(STILL_LIMIT)
+                    .and_then(|mut channel| Ok(channel.send(&Message::Cancel { why })?));
                 if told.is_ok() {
                     return;
                 }
@@ -307,8 +363,7 @@ impl Talk<'_> {
     }
 
     /// The machine is the target's.
-    fn arrived(&mut self) {
-        self.context.passes.end();
+    fn arrived(&mut self, phase: MigrationPhase) {
         let committed = self.moments.ready.unwrap_or_else(Instant::now);
         let mut resume = committed.elapsed();
         // It says how long it took there; what is left is the way there and back.
@@ -323,17 +378,87 @@ impl Talk<'_> {
         let downtime = self.moments.downtime(resume);
         tracing::info!(
             "the machine has moved to {}; it stood still for {} us",
-            self.context.address,
+            self.context.route.address,
             downtime.total_us
         );
         self.context.progress.update(|status| {
             status.downtime = Some(downtime);
-            status.remaining_pages = 0;
+            if phase == MigrationPhase::Completed {
+                status.remaining_pages = 0;
+            }
             status.expected_downtime_us = None;
             status.time_left_ms = None;
         });
+        self.context.progress.enter(phase);
+    }
+
+    /// Sends what is left of the memory, as often as that takes.
+    fn serve(&mut self) {
+        let Some(follows) = &mut self.follows else {
+            return;
+        };
+        let progress = self.context.progress;
+        let (left, lane) = (follows.left.clone(), &mut self.context.lanes.first);
+        if let Some(channel) = self.channel.take() {
+            lane.channel = channel;
+        }
+        while let Err(error) = stream(lane, &left, progress) {
+            follows.server = None;
+            self.machine.step(Event::LinkLost);
+            let why = with_causes(&error);
+            tracing::warn!("the rest of the memory is held up: {why}");
+            progress.update(|status| status.error = Some(why));
+            progress.enter(MigrationPhase::PostCopyInterrupted);
+            let mut route = self.context.route.clone();
+            loop {
+                // Empty for where it was.
+                let place = self.context.control.resume(RETRY).unwrap_or_default();
+                if let Ok(address) = place.parse() {
+                    route.address = address;
+                }
+                match find_again(&route, lane, &left) {
+                    Ok(Lacks::Nothing) => return self.served(),
+                    Ok(Lacks::Pages) => {}
+                    Err(error) => {
+                        tracing::debug!("the target is not found again: {error}");
+                        continue;
+                    }
+                }
+                let (memory, control) = (self.context.passes.memory(), self.context.control);
+                let server = Faults::connect(&route)
+                    .and_then(|channel| Faults::serve(channel, memory, &left, control, progress));
+                if let Ok(server) = server {
+                    follows.server = Some(server);
+                    break;
+                }
+            }
+            self.machine.step(Event::Returned);
+            progress.update(|status| status.error = None);
+            progress.enter(MigrationPhase::PostCopy);
+        }
+        self.served();
+    }
+
+    fn served(&mut self) {
+        self.machine.step(Event::Complete);
+        self.context.progress.update(|status| {
+            status.remaining_pages = 0;
+            status.error = None;
+        });
         self.context.progress.enter(MigrationPhase::Completed);
     }
+}
+
+/// Comes back to a target that has taken over, and hears what it lacks.
+fn find_again(route: &Route, lane: &mut Lane, left: &Left) -> Result<Lacks, SourceError> {
+    let mut channel = route.come_back(STILL_LIMIT)?;
+    match channel.receive_message()? {
+        Message::Standing(Standing::HasTakenOver) => {}
+        _ => return Err(super::source::out_of_turn()),
+    }
+    let lacks = hear_missing(&mut channel, left, lane.memory())?;
+    lane.channel = channel;
+    Ok(lacks)
 }
 
 impl Moments {

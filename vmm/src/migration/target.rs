@@ -11,17 +11,20 @@ use std::time::{Duration, Instant};
 
 use brume_api::{MigrationDecision, MigrationPhase, with_causes};
 use brume_migration::{
-    Channel, ChannelError, Decision, Hello, Listener, Message, Purpose, Received, Session,
-    Standing, Target, TargetAction, TargetEvent, TargetState,
+    Channel, ChannelError, Decision, Hello, LinkError, Listener, Message, Purpose, Received,
+    Session, Standing, Target, TargetAction, TargetEvent, TargetState, Tls,
 };
 
 use super::arrivals::{Arrivals, Rendezvous, take};
 use super::control::Control;
+use super::following::Handset;
 use super::incoming::{IncomingEvent, Stopped};
 use super::offer::Offer;
+use super::serving::words_of;
 use super::status::{Progress, micros};
 use crate::event::{Event, EventSender};
-use crate::memory::{Backing, MachineMemory};
+use crate::memory::{Backing, Following, MachineMemory, UffdError};
+use crate::page_set::PageSet;
 
 /// How often it is looked whether a client has called it off.
 const LOOK: Duration = Duration::from_millis(100);
@@ -39,6 +42,7 @@ const MOST_STATE: usize = 64 << 20;
 /// Waits for a machine.
 pub(crate) struct Reception {
     pub(crate) listener: Listener,
+    pub(crate) tls: Option<Tls>,
     pub(crate) control: Control,
     pub(crate) progress: Progress,
     pub(crate) sender: EventSender,
@@ -78,8 +82,8 @@ impl Reception {
     fn run(self) {
         let mut dropped = HashSet::new();
         while !self.control.is_cancelled() {
-            let link = match self.listener.accept(LOOK) {
-                Ok(Some(link)) => link,
+            let (mut channel, peer) = match self.accept() {
+                Ok(Some(met)) => met,
                 Ok(None) => continue,
                 Err(error) => {
                     return self
@@ -87,12 +91,7 @@ impl Reception {
                         .fail(MigrationPhase::Failed, with_causes(&error));
                 }
             };
-            let peer = link.peer().to_owned();
-            let mut channel = Channel::new(link);
-            let hello = channel
-                .set_limit(GREETING_LIMIT)
-                .and_then(|()| channel.meet());
-            match hello {
+            match channel.meet() {
                 Ok(hello) if hello.purpose == Purpose::Control => {
                     if self.receive(channel, &hello, peer) {
                         return;
@@ -108,6 +107,26 @@ impl Reception {
             .fail(MigrationPhase::Cancelled, "it was called off".into());
     }
 
+    /// The next connection, with who it is from.
+    fn accept(&self) -> Result<Option<(Channel, String)>, LinkError> {
+        let Some(mut link) = self.listener.accept(LOOK)? else {
+            return Ok(None);
+        };
+        let peer = link.peer().to_owned();
+        link.set_limit(GREETING_LIMIT)?;
+        if let Some(tls) = &self.tls {
+            link = match link.secured_as_server(tls) {
+                Ok(link) => link,
+                // It is none of ours.
+                Err(error) => {
+                    tracing::warn!("{peer}: {}", with_causes(&error));
+                    return Ok(None);
+                }
+            };
+        }
+        Ok(Some((Channel::new(link), peer)))
+    }
+
     /// Receives a machine; whether it has arrived.
     fn receive(&self, channel: Channel, hello: &Hello, peer: String) -> bool {
         tracing::info!("a machine comes from {peer}");
@@ -116,6 +135,9 @@ impl Reception {
             reception: self,
             session: &hello.session,
             channel: Some(channel),
+            missing: None,
+            following: None,
+            handset: Handset::default(),
             machine: Target::new(),
             trouble: None,
         };
@@ -158,6 +180,11 @@ struct Arrival<'a> {
     reception: &'a Reception,
     session: &'a Session,
     channel: Option<Channel>,
+    /// What is to follow.
+    missing: Option<PageSet>,
+    following: Option<Arc<Following>>,
+    /// Where the thread gets its connection that asks for what the guest waits for.
+    handset: Handset,
     machine: Target,
     /// What has gone wrong, as far as it was told.
     trouble: Option<String>,
@@ -174,7 +201,7 @@ impl Arrival<'_> {
         let offer = hear_offer(channel)?;
         let memory = self.prepare(&offer)?;
         let rendezvous = Arc::new(Rendezvous::new(usize::from(offer.connections)));
-        let others = self.accept_others(offer.connections)?;
+        let others = self.accept_others(offer.connections, offer.may_follow)?;
         let progress = &self.reception.progress;
         let arrivals = Arrivals::start(others, &memory, &rendezvous, progress)?;
         let state = match self.memory_and_state(&memory, &rendezvous) {
@@ -192,8 +219,16 @@ impl Arrival<'_> {
         drop(arrivals);
         self.reception.control.guard_connections();
         progress.enter(MigrationPhase::SwitchOver);
+        if let Err(error) = self.begin_to_follow(&memory) {
+            self.trouble = Some(with_causes(&error));
+            self.step(TargetEvent::LoadFailed);
+            return Ok(());
+        }
         self.load(state);
         self.hand_over();
+        if self.machine.state() == TargetState::Running {
+            self.follow();
+        }
         Ok(())
     }
 
@@ -229,24 +264,28 @@ impl Arrival<'_> {
     }
 
     /// Waits for the other connections of the move.
-    fn accept_others(&self, connections: u8) -> Result<Vec<Channel>, Failure> {
+    fn accept_others(&self, connections: u8, may_follow: bool) -> Result<Vec<Channel>, Failure> {
+        let mut faults = may_follow;
         let mut others: Vec<Option<Channel>> = (1..connections).map(|_| None).collect();
         let end = Instant::now() + OTHERS_LIMIT;
-        while others.iter().any(Option::is_none) {
+        while faults || others.iter().any(Option::is_none) {
             if Instant::now() >= end || self.reception.control.is_cancelled() {
                 let why = "not all connections that the source has announced have come";
                 return Err(Failure(why.into()));
             }
-            let Some(link) = self.accept()? else {
+            let Some(mut channel) = self.accept()? else {
                 continue;
             };
-            let mut channel = Channel::new(link);
-            let met = channel
-                .set_limit(GREETING_LIMIT)
-                .and_then(|()| channel.meet());
-            let Ok(hello) = met else {
+            let Ok(hello) = channel.meet() else {
                 continue;
             };
+            if hello.purpose == Purpose::Faults && faults && hello.session == *self.session {
+                channel.welcome(&hello)?;
+                channel.set_limit(STALL_LIMIT)?;
+                self.handset.give(channel);
+                faults = false;
+                continue;
+            }
             let place = match hello.purpose {
                 Purpose::Pages { index } if hello.session == *self.session => index
                     .checked_sub(1)
@@ -265,9 +304,11 @@ impl Arrival<'_> {
         Ok(others.into_iter().flatten().collect())
     }
 
-    fn accept(&self) -> Result<Option<brume_migration::Link>, Failure> {
-        let accepted = self.reception.listener.accept(LOOK);
-        accepted.map_err(|error| Failure(with_causes(&error)))
+    fn accept(&self) -> Result<Option<Channel>, Failure> {
+        match self.reception.accept() {
+            Ok(accepted) => Ok(accepted.map(|(channel, _)| channel)),
+            Err(error) => Err(Failure(with_causes(&error))),
+        }
     }
 
     /// Takes memory and state; `None` if the source has called it off.
@@ -290,6 +331,12 @@ impl Arrival<'_> {
                         return Err(Failure(why.into()));
                     }
                     state.extend_from_slice(bytes);
+                }
+                Received::Missing { first_word, bytes } => {
+                    let empty = || PageSet::empty(memory.size);
+                    let missing = self.missing.get_or_insert_with(empty);
+                    let first = usize::try_from(first_word).unwrap_or(usize::MAX);
+                    missing.insert_words(first, &words_of(bytes));
                 }
                 Received::Message(Message::PassEnded { pass, .. }) => {
                     rendezvous.wait(0, pass)?;
@@ -318,20 +365,122 @@ impl Arrival<'_> {
         }
     }
 
+    /// Lets the guest wait for what is to follow, if something is.
+    fn begin_to_follow(&mut self, memory: &MachineMemory) -> Result<(), UffdError> {
+        let Some(missing) = self.missing.take() else {
+            return Ok(());
+        };
+        let following = Arc::new(Following::begin(&memory.guest, missing)?);
+        let progress = self.reception.progress.clone();
+        super::following::start(following.clone(), self.handset.clone(), progress)
+            .map_err(UffdError::Thread)?;
+        self.following = Some(following);
+        Ok(())
+    }
+
+    /// Takes what follows, as often as that takes.
+    fn follow(&mut self) {
+        let Some(following) = self.following.clone() else {
+            return;
+        };
+        let progress = &self.reception.progress;
+        while let Err(Failure(why)) = self.take_rest(&following) {
+            tracing::warn!("the rest of the memory is held up: {why}");
+            progress.update(|status| status.error = Some(why));
+            progress.enter(MigrationPhase::PostCopyInterrupted);
+            self.channel = None;
+            while self.channel.is_none() {
+                if let Err(Failure(why)) = self.let_return(&following) {
+                    tracing::warn!("the source is not found again: {why}");
+                    self.channel = None;
+                }
+            }
+            progress.update(|status| status.error = None);
+            progress.enter(MigrationPhase::PostCopy);
+        }
+        progress.enter(MigrationPhase::Completed);
+    }
+
+    fn take_rest(&mut self, following: &Following) -> Result<(), Failure> {
+        let progress = &self.reception.progress;
+        let Some(channel) = &mut self.channel else {
+            return Err(Failure("there is no connection".into()));
+        };
+        loop {
+            match channel.receive()? {
+                Received::Pages(pages) => super::following::give(following, pages, progress)
+                    .map_err(|error| Failure(error.to_string()))?,
+                Received::Message(Message::MemorySent) => break,
+                Received::Message(Message::KeepAlive | Message::Commit) => {}
+                _ => {
+                    let why = "the source has sent something out of turn";
+                    return Err(Failure(why.into()));
+                }
+            }
+        }
+        if !following.wait_complete(STALL_LIMIT) {
+            return Err(Failure("the source has not sent all pages".into()));
+        }
+        following
+            .end()
+            .map_err(|error| Failure(error.to_string()))?;
+        self.step(TargetEvent::MemoryComplete);
+        Ok(())
+    }
+
+    /// Waits for the source to come back, and tells it what is missing.
+    fn let_return(&mut self, following: &Following) -> Result<(), Failure> {
+        let Some(mut channel) = self.accept()? else {
+            return Ok(());
+        };
+        let hello = channel.meet()?;
+        if hello.session != *self.session {
+            return Err(channel
+                .refuse(vec!["the target waits for another source".into()])
+                .into());
+        }
+        channel.welcome(&hello)?;
+        channel.set_limit(STALL_LIMIT)?;
+        self.channel = Some(channel);
+        self.step(TargetEvent::Returned);
+        let Some(channel) = &mut self.channel else {
+            return Ok(());
+        };
+        channel.send_missing(&following.words())?;
+        let end = Instant::now() + OTHERS_LIMIT;
+        while Instant::now() < end {
+            let Some(mut faults) = self.accept()? else {
+                continue;
+            };
+            let hello = faults.meet()?;
+            if hello.purpose == Purpose::Faults && hello.session == *self.session {
+                faults.welcome(&hello)?;
+                faults.set_limit(STALL_LIMIT)?;
+                self.handset.give(faults);
+                return Ok(());
+            }
+        }
+        Err(Failure("not all connections have come back".into()))
+    }
+
     /// Has the owner give the machine its state.
     fn load(&mut self, (state, stopped): (Vec<u8>, Stopped)) {
         let begun = Instant::now();
         let (reply, loaded) = channel();
+        let channel = self.channel.as_ref();
+        let other_host = channel.is_none_or(|channel| !channel.link().is_local());
         let event = IncomingEvent::Load {
             state,
             stopped,
+            other_host,
+            following: self.following.clone(),
             reply,
         };
         self.reception.sender.send(Event::Incoming(event));
         let loaded = loaded.recv();
         let event = match loaded {
             Ok(Ok(())) => TargetEvent::StateLoaded {
-                memory_follows: false,
+                memory_follows: self.following.is_some(),
             },
             Ok(Err(why)) => {
                 self.trouble = Some(why);
@@ -448,7 +597,12 @@ impl Arrival<'_> {
         let _ = starts.recv();
         let resume_us = micros(begun.elapsed());
         self.send(&Message::Running { resume_us });
-        self.reception.progress.enter(MigrationPhase::Completed);
+        let phase = if self.following.is_some() {
+            MigrationPhase::PostCopy
+        } else {
+            MigrationPhase::Completed
+        };
+        self.reception.progress.enter(phase);
     }
 
     /// Waits for the source to come back, or for somebody who decides.
@@ -462,14 +616,10 @@ impl Arrival<'_> {
             self.trouble = Some("it was given up".into());
             return self.step(TargetEvent::Decision(decision));
         }
-        let Ok(Some(link)) = self.accept() else {
+        let Ok(Some(mut channel)) = self.accept() else {
             return;
         };
-        let mut channel = Channel::new(link);
-        let met = channel
-            .set_limit(GREETING_LIMIT)
-            .and_then(|()| channel.meet());
-        match met {
+        match channel.meet() {
             Ok(hello) if hello.purpose == Purpose::Return && hello.session == *self.session => {
                 if channel.welcome(&hello).is_ok() {
                     self.channel = Some(channel);

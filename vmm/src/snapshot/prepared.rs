@@ -5,6 +5,7 @@
 
 use std::sync::PoisonError;
 
+use brume_virtio::block::Locking;
 use brume_virtio::transport::RunningQueues;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Cap, VcpuFd};
@@ -60,11 +61,13 @@ impl Prepared {
         memory: MachineMemory,
         options: BuildOptions,
         sender: &EventSender,
+        locking: Locking,
     ) -> Result<Self, BuildError> {
         description.config.validate()?;
         let outside = Outside {
             console: options.console,
             clock: options.clock,
+            locking,
         };
         let assembly = Assembly::new(description, memory, outside, sender)?;
         // All are there before the first gets its counter: KVM holds the counters of vCPUs together

@@ -10,6 +10,7 @@ use brume_api::config::{HugePages, VmConfig};
 use brume_api::{BackendType, LoadSnapshot};
 use brume_snapshot::memory_file::data_ranges;
 use brume_snapshot::{StateError, StateFile, left_behind};
+use brume_virtio::block::Locking;
 
 use super::error::LoadError;
 use super::machine_state::MachineState;
@@ -221,7 +222,7 @@ impl Saved {
             ..self.config.clone()
         };
         description.config = config;
-        let prepared = Prepared::new(description, memory, options, sender)?;
+        let prepared = Prepared::new(description, memory, options, sender, Locking::Now)?;
         let go_on = GoOn {
             clock_realtime: request.clock_realtime,
             // From here on this is another machine than the one that was saved.

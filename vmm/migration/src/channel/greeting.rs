@@ -90,7 +90,8 @@ impl Channel {
             protocol: hello.protocol.min(PROTOCOL),
             brume: env!("CARGO_PKG_VERSION").into(),
         };
-        self.in_time(|channel| channel.send(&welcome)).map(|_| ())
+        self.in_time(|channel| channel.send(&welcome))?;
+        Ok(())
     }
 
     /// Sends a source away; the error that says so here.

@@ -25,6 +25,9 @@ pub(crate) struct Secured {
     connection: Connection,
     /// What has come and is not decrypted yet.
     socket: BufReader<Socket>,
+    /// Whether nothing may be written any more: what was to be written before has not been in full,
+    /// and whoever wanted it knows that.
+    is_silenced: bool,
 }
 
 impl Secured {
@@ -50,6 +53,7 @@ impl Secured {
         let mut secured = Self {
             connection,
             socket: BufReader::with_capacity(READ, socket),
+            is_silenced: false,
         };
         secured.agree()?;
         secured.accept()?;
@@ -137,8 +141,22 @@ impl Secured {
         done
     }
 
+    /// Writes nothing from now on, not even that the end has come.
+    pub(crate) fn silence(&mut self) {
+        self.is_silenced = true;
+    }
+
     /// Writes all that is encrypted.
     fn flush_records(&mut self) -> io::Result<()> {
+        if self.is_silenced {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        let written = self.write_records();
+        self.is_silenced = written.is_err();
+        written
+    }
+
+    fn write_records(&mut self) -> io::Result<()> {
         while self.connection.wants_write() {
             match self.connection.write_tls(self.socket.get_mut()) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -186,7 +204,7 @@ impl Write for Secured {
 }
 
 impl Drop for Secured {
-    /// Announces the end, if the other side still takes anything.
+    /// Announces the end, if the other side still takes anything and has got all there was.
     fn drop(&mut self) {
         let end = Instant::now().checked_add(FAREWELL);
         if self.socket.get_mut().set_deadline(end).is_ok() {

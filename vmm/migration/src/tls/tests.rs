@@ -13,9 +13,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::channel::{Channel, ChannelError, Received};
 use crate::host;
-use crate::link::{Link, Listener};
 use crate::message::Message;
 use crate::pages::{MOST_PAGES, PAGE, PageBatch, Zeros};
+use crate::{Link, Listener};
 
 /// An authority, and a directory for what it signs.
 pub(crate) struct Authority {

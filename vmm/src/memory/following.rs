@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Memory that follows its machine: the guest runs, and what it touches that is not here yet has to
+//! be brought.
+//!
+//! All of the memory is registered with a userfaultfd. A page that was never written at the source
+//! is zeros, and given when it is touched; those that are missing are given as they come. When all
+//! are here, the registration ends.
+//!
+//! This is a module with unsafe code: the kernel is told about memory by address.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use brume_virtio::GuestMemory;
+
+use super::uffd::{Uffd, UffdError};
+use crate::page_set::{PAGE_SIZE, PageSet, Region, regions};
+
+/// Memory of which a part is still elsewhere.
+pub(crate) struct Following {
+    uffd: Uffd,
+    regions: Vec<Region>,
+    /// What is not here yet.
+    missing: Mutex<Missing>,
+    changed: Condvar,
+    /// Whether all of it is here.
+    complete: AtomicBool,
+    // Keeps the mapping.
+    _guest: GuestMemory,
+}
+
+struct Missing {
+    pages: PageSet,
+    /// How many they are.
+    left: u64,
+}
+
+impl Following {
+    /// Makes `missing` pages of `guest` ones that have to be brought; what they hold now is lost.
+    /// Nobody else may use the memory yet.
+    ///
+    /// # Errors
+    ///
+    /// The host does not allow it.
+    pub(crate) fn begin(guest: &GuestMemory, missing: PageSet) -> Result<Self, UffdError> {
+        let uffd = Uffd::own()?;
+        let regions = regions(guest);
+        for region in &regions {
+            // Large pages would bring back what is dropped here around each small one.
+            for range in missing.ranges_in(region.words()) {
+                discard(region, range).map_err(UffdError::Register)?;
+            }
+            uffd.register(region).map_err(UffdError::Register)?;
+        }
+        Ok(Self {
+            uffd,
+            regions,
+            missing: Mutex::new(Missing {
+                left: missing.count(),
+                pages: missing,
+            }),
+            changed: Condvar::new(),
+            complete: AtomicBool::new(false),
+            _guest: guest.clone(),
+        })
+    }
+
+    /// Whether somebody may still have to wait for a page.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    /// How many pages are missing.
+    pub(crate) fn left(&self) -> u64 {
+        self.lock().left
+    }
+
+    /// What is missing, as words of a bitmap.
+    pub(crate) fn words(&self) -> Vec<u64> {
+        self.lock().pages.clone().into_words()
+    }
+
+    /// The next page that somebody waits for and that has to be brought; `None` if nobody does now.
+    ///
+    /// # Errors
+    ///
+    /// The host does not tell.
+    pub(crate) fn wanted(&self) -> io::Result<Option<u64>> {
+        while let Some(address) = self.uffd.fault()? {
+            let Some((region, page)) = self.page_at(address) else {
+                continue;
+            };
+            // Held, so that the page does not come between the look and the zeros.
+            let missing = self.lock();
+            if missing.pages.contains(page) {
+                return Ok(Some(page));
+            }
+            let start = host_address(region, page);
+            settle(&self.uffd, start, PAGE_SIZE, || {
+                self.uffd.zero(start, PAGE_SIZE)
+            })?;
+        }
+        Ok(None)
+    }
+
+    /// Gives pages that have come: their bytes, or `None` for zeros; how many of them were missing.
+    ///
+    /// # Errors
+    ///
+    /// The memory has no such pages, or the host does not take them.
+    pub(crate) fn give(&self, pages: Range<u64>, bytes: Option<&[u8]>) -> io::Result<u64> {
+        let mut given = 0;
+        let mut missing = self.lock();
+        for (index, page) in pages.enumerate() {
+            // What came before is newer by now: the guest may have written to it.
+            if !missing.pages.contains(page) {
+                continue;
+            }
+            let region = self.regions.iter().find(|r| r.pages().contains(&page));
+            let region = region.ok_or(io::ErrorKind::InvalidInput)?;
+            let address = host_address(region, page);
+            settle(&self.uffd, address, PAGE_SIZE, || match bytes {
+                Some(bytes) => {
+                    const BYTES: usize = 4096;
+                    let place = index * BYTES..(index + 1) * BYTES;
+                    let bytes = bytes.get(place).ok_or(io::ErrorKind::InvalidInput)?;
+                    self.uffd.copy(address, bytes)
+                }
+                None => self.uffd.zero(address, PAGE_SIZE),
+            })?;
+            missing.pages.remove(page);
+            missing.left -= 1;
+            given += 1;
+        }
+        if missing.left == 0 {
+            self.changed.notify_all();
+        }
+        Ok(given)
+    }
+
+    /// Waits until nothing is missing; whether that is so within `limit`.
+    pub(crate) fn wait_complete(&self, limit: Duration) -> bool {
+        let missing = self.lock();
+        let waited = self
+            .changed
+            .wait_timeout_while(missing, limit, |missing| missing.left > 0);
+        let (missing, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        missing.left == 0
+    }
+
+    /// Ends it, when nothing is missing any more: from now on the memory is as any other.
+    ///
+    /// # Errors
+    ///
+    /// The host does not let go of it.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        for region in &self.regions {
+            self.uffd.unregister(region)?;
+        }
+        self.complete.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn page_at(&self, address: u64) -> Option<(&Region, u64)> {
+        self.regions.iter().find_map(|region| {
+            let offset = address.checked_sub(region.host_address as u64)?;
+            (offset < region.size).then(|| (region, (region.offset + offset) / PAGE_SIZE))
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Missing> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsRawFd for Following {
+    fn as_raw_fd(&self) -> RawFd {
+        self.uffd.as_raw_fd()
+    }
+}
+
+fn host_address(region: &Region, page: u64) -> u64 {
+    region.host_address as u64 + (page * PAGE_SIZE - region.offset)
+}
+
+/// Does `give` until the page is there, whoever gave it.
+fn settle(
+    uffd: &Uffd,
+    address: u64,
+    len: u64,
+    mut give: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    loop {
+        match give() {
+            Ok(()) => return Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EEXIST) => return uffd.wake(address, len),
+                Some(libc::EAGAIN | libc::EINTR) => {}
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
+fn discard(region: &Region, pages: Range<u64>) -> io::Result<()> {
+    let within = region.pages();
+    let (start, end) = (pages.start.max(within.start), pages.end.min(within.end));
+    let bytes = |pages: u64| usize::try_from(pages * PAGE_SIZE).map_err(io::Error::other);
+    let address = region.host_address + bytes(start - within.start)?;
+    let len = bytes(end.saturating_sub(start))?;
+    // SAFETY: the range is within a mapping of guest memory that nobody else uses yet, so nobody is
+    // surprised by the zeros that it holds then.
+    let result = unsafe { libc::madvise(address as *mut libc::c_void, len, libc::MADV_DONTNEED) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+
+    use brume_api::config::HugePages;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    const SIZE: u64 = 4 << 20;
+
+    #[test]
+    fn who_touches_a_page_waits_until_it_comes() {
+        let guest = super::super::map(SIZE, HugePages::None).unwrap();
+        let at = |page: u64| GuestAddress(page * PAGE_SIZE);
+        for page in [3, 4, 5] {
+            guest.write_obj(1_u8, at(page)).unwrap();
+        }
+        let mut missing = PageSet::empty(SIZE);
+        missing.insert_range(4..6);
+        let following = Arc::new(Following::begin(&guest, missing).unwrap());
+        // What is here is here.
+        assert_eq!(guest.read_obj::<u8>(at(3)).unwrap(), 1);
+        let touching = guest.clone();
+        let touch = thread::spawn(move || {
+            let zero = touching.read_obj::<u8>(at(9)).unwrap();
+            (zero, touching.read_obj::<u8>(at(4)).unwrap())
+        });
+        let wanted = loop {
+            if let Some(page) = following.wanted().unwrap() {
+                break page;
+            }
+            thread::yield_now();
+        };
+        assert_eq!(wanted, 4);
+        let bytes = vec![7; 2 * 4096];
+        assert_eq!(following.give(4..6, Some(&bytes)).unwrap(), 2);
+        assert_eq!(touch.join().unwrap(), (0, 7));
+        // What comes again is too late: the guest may have written to it.
+        guest.write_obj(8_u8, at(5)).unwrap();
+        assert_eq!(following.give(4..6, Some(&bytes)).unwrap(), 0);
+        assert_eq!(guest.read_obj::<u8>(at(5)).unwrap(), 8);
+        assert!(following.wait_complete(Duration::ZERO));
+        assert_eq!(following.left(), 0);
+        following.end().unwrap();
+        assert!(following.is_complete());
+        assert_eq!(guest.read_obj::<u8>(at(700)).unwrap(), 0);
+    }
+}
