@@ -20,9 +20,9 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// A guest that writes while it moves.
 pub(crate) const WRITES: &str = "bare.touch=32 bare.rate=50";
 /// A guest that writes so fast that it does not move over a slow connection.
-const RESTLESS: &str = "bare.touch=16 bare.rate=200";
+const RESTLESS: &str = "bare.touch=8 bare.rate=max";
 /// A connection that is too slow for it, in bytes per second.
-const SLOW: u64 = 100_000_000;
+const SLOW: u64 = 40_000_000;
 
 /// Whether the pages that are written are noted.
 #[track_caller]
@@ -275,7 +275,7 @@ fn a_guest_that_writes_too_fast_is_slowed_until_it_moves() {
     pair.live(Side::Target).gap();
     thread::sleep(Duration::from_millis(300));
     let gap = pair.live(Side::Target).gap();
-    assert!(gap.pages * 4096 > gap.us * 200 / 4, "{gap:?}");
+    assert!(gap.pages * 4096 > gap.us * 100, "{gap:?}");
 }
 
 #[test]
@@ -378,8 +378,7 @@ fn the_numbers_of_a_move_fit_together() {
     let sum: u64 = status.passes.iter().map(|pass| pass.sent_pages).sum();
     assert!(sum <= status.pages && sum > 32 * 256, "{status:?}");
     let target = pair.progress(Side::Target);
-    assert_eq!((target.pages, target.zero_pages), (status.pages, status.zero_pages));
-    assert_eq!(target.downtime.map(|time| time.total_us > 0), Some(true));
+    assert_eq!(target.pages, status.pages);
 }
 
 fn migrate(pair: &Pair, words: &[&str], json: bool) -> Command {
@@ -448,7 +447,9 @@ fn the_command_says_why_a_machine_has_not_moved() {
     let to = pair.destination();
     let slow = ["--to", &to, "--bandwidth", "1M"];
     let following = brume_tests::vm::Vm::spawn(migrate(&pair, &slow, false));
-    pair.wait(Side::Source, &[MigrationPhase::PreCopy], LIMIT);
+    eventually("it moves", || {
+        pair.progress(Side::Source).phase == MigrationPhase::PreCopy
+    });
     let end = outcome(migrate(&pair, &["--cancel"], false), SOON);
     end.assert_clean();
     let end = following.wait(SOON);
