@@ -78,6 +78,8 @@ impl SwitchOver<'_> {
             self.cancel("it was called off");
             return Err(SourceError::Cancelled);
         }
+        // It is for the time that the guest runs here.
+        self.control.rate().set(0);
         self.progress.enter(MigrationPhase::SwitchOver);
         self.progress.update(|status| status.pass = number);
         let mut moments = Moments::default();
