@@ -22,6 +22,7 @@ use super::route::Route;
 use super::serving::{Faults, Lacks, Left, hear_missing, stream};
 use super::source::{HandOver, SourceEnd, SourceEvent};
 use super::status::{Progress, micros};
+use super::target::ends_mean_something;
 use crate::event::{Event as OwnerEvent, EventSender};
 use crate::page_set::PageSet;
 
@@ -254,8 +255,11 @@ impl Talk<'_> {
                 Err(error) => return self.channel_event(error),
             };
             self.note(&message);
-            if let Some(event) = Event::of(&message) {
-                return event;
+            match Event::of(&message) {
+                // A client was told that it stays.
+                Some(Event::Ready) if self.context.control.is_cancelled() => {}
+                Some(event) => return event,
+                None => {}
             }
         }
     }
@@ -273,8 +277,8 @@ impl Talk<'_> {
 
     fn channel_event(&mut self, error: ChannelError) -> Event {
         let event = match error {
-            ChannelError::Closed => Event::LinkClosed,
-            ChannelError::Lost(_) => Event::LinkLost,
+            ChannelError::Closed if ends_mean_something(self.channel()) => Event::LinkClosed,
+            ChannelError::Closed | ChannelError::Lost(_) => Event::LinkLost,
             ChannelError::TimedOut => Event::TimedOut,
             _ => Event::Unexpected,
         };
