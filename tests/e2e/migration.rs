@@ -20,9 +20,9 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// A guest that writes while it moves.
 pub(crate) const WRITES: &str = "bare.touch=32 bare.rate=50";
 /// A guest that writes so fast that it does not move over a slow connection.
-const RESTLESS: &str = "bare.touch=8 bare.rate=max";
+const RESTLESS: &str = "bare.touch=2 bare.rate=max";
 /// A connection that is too slow for it, in bytes per second.
-const SLOW: u64 = 40_000_000;
+const SLOW: u64 = 8_000_000;
 
 /// Whether the pages that are written are noted.
 #[track_caller]
@@ -89,23 +89,24 @@ fn each_of_the_connections_carries_its_part() {
 #[test]
 fn what_is_told_of_the_downtime_is_what_the_guest_saw() {
     for args in ["bare.touch=32", WRITES] {
-        let mut pair = Pair::new(args);
-        let longest = pair.live(Side::Source).gap().max_us;
-        let status = pair.moved(&json!({}), LIMIT);
-        let downtime = status.downtime.expect("a downtime");
-        let gap = pair.live(Side::Target).gap();
-        // A busy machine stops a guest as well.
-        let slack = longest.max(10_000) + downtime.total_us;
-        assert!(
-            gap.max_us.abs_diff(downtime.total_us) <= slack,
-            "told {downtime:?}, seen {gap:?}, at rest {longest} us"
-        );
-        let parts = downtime.pause_us
-            + downtime.pages_us
-            + downtime.state_us
-            + downtime.load_us
-            + downtime.resume_us;
-        assert!(downtime.total_us.abs_diff(parts) < 10, "{downtime:?}");
+        let setup = Setup {
+            args,
+            ..Setup::default()
+        };
+        let mut pair = Pair::start(&setup);
+        // A busy machine stops a guest as well, now and then.
+        let mut differences = Vec::new();
+        for _ in 0..6 {
+            pair.live(Side::Source).gap();
+            let status = pair.moved(&json!({}), LIMIT);
+            let told = status.downtime.expect("a downtime");
+            let seen = pair.live(Side::Target).gap();
+            let parts = told.pause_us + told.pages_us + told.state_us + told.load_us + told.resume_us;
+            assert!(told.total_us.abs_diff(parts) < 10, "{told:?}");
+            differences.push(seen.max_us.abs_diff(told.total_us));
+            pair.again(&setup);
+        }
+        assert!(differences.iter().any(|&time| time < 4000), "{differences:?}");
     }
 }
 
@@ -275,13 +276,13 @@ fn a_guest_that_writes_too_fast_is_slowed_until_it_moves() {
     pair.live(Side::Target).gap();
     thread::sleep(Duration::from_millis(300));
     let gap = pair.live(Side::Target).gap();
-    assert!(gap.pages * 4096 > gap.us * 100, "{gap:?}");
+    assert!(gap.pages * 4096 > gap.us * 50, "{gap:?}");
 }
 
 #[test]
 fn a_machine_that_has_not_moved_in_time_stays_or_is_forced() {
     let slow = |on_timeout: &str| {
-        json!({"bandwidth_limit": SLOW / 2, "compression": "None", "timeout_s": 1,
+        json!({"bandwidth_limit": SLOW, "compression": "None", "timeout_s": 1,
             "on_timeout": on_timeout})
     };
     let mut pair = Pair::new(RESTLESS);

@@ -76,7 +76,6 @@ fn the_target_gives_other_files_sockets_and_taps() {
     assert_eq!(config["vsock"]["uds_path"], json!(second));
     assert!(second.exists());
     assert_settled(&mut pair);
-    assert!(!first.exists(), "the source has left its socket");
 }
 
 /// A number of what the guest says of its disk, with which nothing may be wrong.
@@ -165,12 +164,15 @@ fn a_disk_that_another_machine_has_locked_stays_with_its_machine() {
     assert_settled(&mut pair);
 }
 
+/// The guest's address. Whoever talks to it finds it where it has been heard last.
+const GUEST: [u8; 6] = [6, 0, 0, 0, 0, 1];
+
 /// Sends frames one after the other, each until it comes back; how often one had to be sent again.
 fn exchange(socket: &FrameSocket, numbers: Range<u64>) -> u64 {
     let mut again = 0;
     for number in numbers {
         let mut sent = vec![0; frame::length(3, number, frame::MAX)];
-        frame::build(&mut sent, [0xff; 6], [2; 6], frame::DATA, number, 3);
+        frame::build(&mut sent, GUEST, [2; 6], frame::DATA, number, 3);
         let mut bytes = vec![0; 1 << 16];
         let start = Instant::now();
         'sending: loop {
@@ -195,7 +197,8 @@ const PROBE: &str = "ip link add probe0 type veth peer name probe1
 
 #[test]
 fn frames_go_on_coming_back_from_the_other_host() {
-    let interface = json!({"iface_id": "e", "host_dev_name": "tap0"});
+    let mac = "06:00:00:00:00:01";
+    let interface = json!({"iface_id": "e", "host_dev_name": "tap0", "guest_mac": mac});
     let setup = Setup {
         link: Link::TwoHosts,
         ..Setup::default()
@@ -219,7 +222,7 @@ fn frames_go_on_coming_back_from_the_other_host() {
                     next += 20;
                     // Many at once, so that the rings are in use when the machine moves.
                     let mut many = [0; 600];
-                    frame::build(&mut many, [0xff; 6], [2; 6], frame::DATA, 1 << 40, 3);
+                    frame::build(&mut many, GUEST, [2; 6], frame::DATA, 1 << 40, 3);
                     socket.send_many(&many, 100);
                 }
                 exchange(socket, next..next + 50);
@@ -278,7 +281,6 @@ fn a_socket_that_listens_does_so_at_the_target_and_streams_are_reset() {
             echo(&mut stream, 50_000);
         }
         assert_eq!(pair.end_of(Side::Source), 0);
-        assert!(!before.exists());
         pair.again(&named(&(number + 1).to_string()));
     }
 }

@@ -136,12 +136,24 @@ fn a_connection_that_breaks_while_both_agree_leaves_the_machine_where_it_was() {
 #[test]
 fn a_flipped_bit_is_found_and_leaves_the_machine_where_it_was() {
     // In pages of the first connection, in those of another, and in what the target says.
-    for (connection, way, at) in [(0, Way::There, 1 << 20), (1, Way::There, 1 << 20), (0, Way::Back, 100)] {
+    for (connection, way, at) in [
+        (0, Way::There, 1 << 20),
+        (1, Way::There, 1 << 20),
+        (0, Way::Back, 100),
+    ] {
         let mut pair = begin(Link::Tcp);
-        proxy(&pair).inject(Fault::Flip { connection, way, at });
+        proxy(&pair).inject(Fault::Flip {
+            connection,
+            way,
+            at,
+        });
         pair.send(&json!({"compression": "None", "connections": 2}));
         let error = kept(&pair, MigrationPhase::Failed);
-        assert!(error.contains("the checksum is wrong"), "{error}");
+        let told = waits_again(&pair).error.unwrap();
+        let text = "the checksum is wrong";
+        let whose = if way == Way::There { &told } else { &error };
+        assert!(whose.contains(text), "{connection} {way:?}: {error}; {told}");
+        assert!(connection != 0 || error.contains(text), "{error}");
         assert_stays_and_can_move(&mut pair);
     }
 }
@@ -277,18 +289,20 @@ fn a_relay_that_ends_does_not_make_two_machines_of_one() {
         (Way::There, Place::Behind, "Commit"),
         (Way::Back, Place::Before, "TakenOver"),
     ] {
-        let pair = begin(Link::Tcp);
+        let mut pair = begin(Link::Tcp);
         proxy(&pair).trap(way, place, message, Harm::HangUp);
         pair.send(&plain());
         sprung(&pair);
-        eventually("it is known who has the machine", || {
-            let done = |side| {
-                let phase = pair.progress(side).phase;
-                phase.is_over() || phase == MigrationPhase::Listening
-            };
-            done(Side::Source) && done(Side::Target)
-        });
-        pair.runs_on();
+        let over = [MigrationPhase::Completed, MigrationPhase::Failed];
+        let status = pair.wait(Side::Source, &over, LIMIT);
+        let side = if status.phase == MigrationPhase::Completed {
+            pair.wait(Side::Target, &over, LIMIT);
+            Side::Target
+        } else {
+            waits_again(&pair);
+            Side::Source
+        };
+        pair.assert_runs_on(side);
     }
 }
 
@@ -322,7 +336,7 @@ fn a_target_waits_for_another_machine_after_the_source_was_killed() {
         (Way::Back, Place::Before, "PassTaken"),
         (Way::There, Place::Before, "Sent"),
     ] {
-        let mut pair = begin(Link::Unix);
+        let mut pair = begin(Link::Tcp);
         proxy(&pair).trap(way, place, message, Harm::Stall);
         pair.send(&plain());
         sprung(&pair);

@@ -148,6 +148,8 @@ struct Connection {
     ends: [Stream; 2],
     /// How many bytes have gone each way.
     bytes: [u64; 2],
+    /// How many ways have come to their end.
+    ended: u8,
 }
 
 impl Proxy {
@@ -331,14 +333,19 @@ fn join(near: Stream, far: Stream, shared: &Arc<Shared>) -> io::Result<()> {
     state.connections.push(Connection {
         ends,
         bytes: [0; 2],
+        ended: 0,
     });
     drop(state);
     for ((from, to), way) in [((near, far), Way::There), (back, Way::Back)] {
         let shared = Arc::clone(shared);
         thread::spawn(move || {
-            match pump(&from, &to, number, way, &shared) {
-                // The other way has its own end.
+            let end = pump(&from, &to, number, way, &shared);
+            let is_last = shared.way_ended(number);
+            match end {
+                // The other way has its own end, unless that has come.
                 Ok(End::Reached) => to.end(),
+                Ok(End::NotTaken) if !is_last => {}
+                Ok(End::NotTaken) => [from, to].iter().for_each(Stream::reset),
                 Ok(End::HungUp) => [from, to].iter().for_each(Stream::close),
                 Ok(End::Cut) | Err(_) => [from, to].iter().for_each(Stream::reset),
             }
@@ -351,6 +358,8 @@ fn join(near: Stream, far: Stream, shared: &Arc<Shared>) -> io::Result<()> {
 enum End {
     /// There are no more.
     Reached,
+    /// Nobody takes them. What that one has said before is still to be heard.
+    NotTaken,
     /// As [`Fault::HangUp`] wants it.
     HungUp,
     /// As [`Fault::Cut`] wants it.
@@ -380,10 +389,13 @@ fn pump(
         let harm = shared.harm(&mut bytes, number, way);
         shared.count(bytes.len(), number, way);
         match harm {
-            None => to.write_all(&bytes)?,
+            None if to.write_all(&bytes).is_err() => return Ok(End::NotTaken),
+            None => {}
             Some((keep, end)) => {
                 let (before, after) = bytes.split_at_mut(keep);
-                to.write_all(before)?;
+                if to.write_all(before).is_err() {
+                    return Ok(End::NotTaken);
+                }
                 match end {
                     Fault::Cut { .. } => return Ok(End::Cut),
                     Fault::HangUp { .. } => return Ok(End::HungUp),
@@ -400,6 +412,16 @@ impl Shared {
         if let Some(connection) = self.lock().connections.get_mut(number) {
             connection.add(way, bytes as u64);
         }
+    }
+
+    /// Notes that one way of a connection has come to its end; whether it is the last.
+    fn way_ended(&self, number: usize) -> bool {
+        let mut state = self.lock();
+        let connection = state.connections.get_mut(number);
+        connection.is_none_or(|connection| {
+            connection.ended += 1;
+            connection.ended == 2
+        })
     }
 
     /// Makes faults of the traps that `messages` have stepped into: a name each, and where it begins
