@@ -156,7 +156,10 @@ impl Control {
     pub(super) fn late(&self) -> Option<OnTimeout> {
         let state = self.lock();
         let runs = matches!(state.connections, Connections::Open(_));
-        let late = state.limits.deadline.is_some_and(|end| Instant::now() >= end);
+        let late = state
+            .limits
+            .deadline
+            .is_some_and(|end| Instant::now() >= end);
         (runs && late).then_some(state.limits.on_timeout)
     }
 

@@ -381,6 +381,8 @@ impl Talk<'_> {
             let there = Duration::from_micros(resume_us);
             resume = there + all.saturating_sub(there) / 2;
         }
+        // So that the target need not wait for a source that comes back.
+        let _ = channel.send(&Message::KeepAlive);
         let downtime = self.moments.downtime(resume);
         tracing::info!(
             "the machine has moved to {}; it stood still for {} us",

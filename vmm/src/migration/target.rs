@@ -246,14 +246,17 @@ impl Arrival<'_> {
                 self.seek();
                 continue;
             };
+            let ends_mean_something = ends_mean_something(channel);
             match channel.receive() {
+                // It has heard it.
+                Ok(Received::Message(Message::KeepAlive)) => return,
                 Ok(Received::Message(message)) => {
                     if let Some(event) = TargetEvent::of(&message) {
                         self.step(event);
                     }
                 }
-                // It has heard it, or has ended.
-                Err(ChannelError::Closed) => return,
+                // It has ended.
+                Err(ChannelError::Closed) if ends_mean_something => return,
                 Ok(_) | Err(_) => self.channel = None,
             }
         }
