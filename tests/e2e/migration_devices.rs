@@ -31,7 +31,10 @@ fn metadata_moves_along() {
         link: Link::TwoHosts,
         parts: &[
             ("/network-interfaces/e", interface),
-            ("/mmds/config", json!({"network_interfaces": ["e"], "version": "V2"})),
+            (
+                "/mmds/config",
+                json!({"network_interfaces": ["e"], "version": "V2"}),
+            ),
             ("/mmds", data.clone()),
         ],
         ..Setup::default()
@@ -61,7 +64,10 @@ fn the_target_gives_other_files_sockets_and_taps() {
         link: Link::TwoHosts,
         parts: &[
             ("/drives/d", drive),
-            ("/network-interfaces/e", json!({"iface_id": "e", "host_dev_name": "tap0"})),
+            (
+                "/network-interfaces/e",
+                json!({"iface_id": "e", "host_dev_name": "tap0"}),
+            ),
             ("/vsock", json!({"guest_cid": 7, "uds_path": first})),
         ],
         receive,
@@ -181,7 +187,10 @@ fn exchange(socket: &FrameSocket, numbers: Range<u64>) -> u64 {
             while let Some(len) = socket.receive(&mut bytes) {
                 let back = &bytes[..len];
                 if frame::parse(back) == Some((frame::DATA, number)) {
-                    assert!(len == sent.len() && frame::intact(back, 3), "frame {number}");
+                    assert!(
+                        len == sent.len() && frame::intact(back, 3),
+                        "frame {number}"
+                    );
                     break 'sending;
                 }
             }

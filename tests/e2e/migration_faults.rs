@@ -107,7 +107,11 @@ fn a_connection_that_breaks_before_the_hand_over_leaves_the_machine_where_it_was
     for (connection, link) in [(0, Link::Tcp), (0, Link::Unix), (2, Link::Tcp)] {
         let mut pair = begin(link);
         let way = Way::There;
-        proxy(&pair).inject(Fault::Cut { connection, way, at });
+        proxy(&pair).inject(Fault::Cut {
+            connection,
+            way,
+            at,
+        });
         pair.send(&json!({"compression": "None", "connections": connection + 1}));
         let error = kept(&pair, MigrationPhase::Failed);
         assert!(!error.is_empty());
@@ -152,7 +156,10 @@ fn a_flipped_bit_is_found_and_leaves_the_machine_where_it_was() {
         let told = waits_again(&pair).error.unwrap();
         let text = "the checksum is wrong";
         let whose = if way == Way::There { &told } else { &error };
-        assert!(whose.contains(text), "{connection} {way:?}: {error}; {told}");
+        assert!(
+            whose.contains(text),
+            "{connection} {way:?}: {error}; {told}"
+        );
         assert!(connection != 0 || error.contains(text), "{error}");
         assert_stays_and_can_move(&mut pair);
     }
@@ -240,7 +247,9 @@ fn people_decide_when_the_target_is_lost() {
     assert_eq!(pair.progress(Side::Source).phase, MigrationPhase::Failed);
     pair.replace_target(&setup(Link::Tcp));
     pair.assert_runs_on(Side::Source);
-    let refused = pair.api(Side::Source).send("PATCH", "/migration", r#"{"decision": "Run"}"#);
+    let refused = pair
+        .api(Side::Source)
+        .send("PATCH", "/migration", r#"{"decision": "Run"}"#);
     assert_eq!(refused.status, 400, "{}", refused.body);
     proxy(&pair).mend();
     assert_stays_and_can_move(&mut pair);
@@ -347,7 +356,7 @@ fn a_target_waits_for_another_machine_after_the_source_was_killed() {
         proxy(&pair).go_on();
         assert!(waits_again(&pair).error.is_some());
         pair.assert_runs_nowhere(Duration::from_millis(50));
-        *pair.live(Side::Source) = Live::start(WRITES, &[]);
+        pair.replace_source(Live::start(WRITES, &[]));
         pair.moved(&json!({}), LIMIT);
         assert_settled(&mut pair);
     }
@@ -371,7 +380,11 @@ fn a_source_that_is_killed_after_it_has_sent_everything_leaves_the_machine_to_th
 fn a_connection_that_stalls_for_a_while_carries_the_machine_all_the_same() {
     let mut pair = begin(Link::Tcp);
     let (connection, way) = (0, Way::There);
-    proxy(&pair).inject(Fault::Stall { connection, way, at: 4 << 20 });
+    proxy(&pair).inject(Fault::Stall {
+        connection,
+        way,
+        at: 4 << 20,
+    });
     pair.send(&plain());
     sprung(&pair);
     thread::sleep(Duration::from_secs(2));
@@ -390,7 +403,10 @@ fn a_connection_that_stalls_for_too_long_leaves_the_machine_where_it_was() {
         pair.send(&plain());
         sprung(&pair);
         let error = kept(&pair, MigrationPhase::Failed);
-        assert!(error.contains("answer") || error.contains("too long"), "{error}");
+        assert!(
+            error.contains("answer") || error.contains("too long"),
+            "{error}"
+        );
         assert_stays(&mut pair);
         proxy(&pair).go_on();
         assert_stays_and_can_move(&mut pair);
@@ -441,7 +457,9 @@ fn a_move_is_called_off_in_every_phase() {
         sprung(&pair);
         let twice = pair.try_send(&plain());
         assert_eq!(twice.status, 400, "{}", twice.body);
-        let pause = pair.api(Side::Source).send("PATCH", "/vm", r#"{"state": "Paused"}"#);
+        let pause = pair
+            .api(Side::Source)
+            .send("PATCH", "/vm", r#"{"state": "Paused"}"#);
         assert_eq!(pause.status, 400, "{}", pause.body);
         assert_eq!(pair.cancel(Side::Source).status, 204, "{message}");
         proxy(&pair).go_on();

@@ -49,8 +49,14 @@ fn a_request_that_cannot_be_is_refused_at_once() {
     let mut pair = Pair::new("");
     for (body, text) in [
         (json!({"destination": "here"}), "`destination` is `here`"),
-        (json!({"destination": "tcp:host"}), "`destination` is `tcp:host`"),
-        (json!({"destination": "tcp:[::1:7000"}), "is no place to move a machine to"),
+        (
+            json!({"destination": "tcp:host"}),
+            "`destination` is `tcp:host`",
+        ),
+        (
+            json!({"destination": "tcp:[::1:7000"}),
+            "is no place to move a machine to",
+        ),
         (json!({"connections": 0}), "`connections` is 0"),
         (json!({"connections": 17}), "`connections` is 17"),
         (json!({"max_downtime_ms": 0}), "max_downtime_ms"),
@@ -62,18 +68,38 @@ fn a_request_that_cannot_be_is_refused_at_once() {
     }
     let source = pair.api(Side::Source);
     let reply = source.send("PUT", "/migration/receive", r#"{"listen": "unix:/x"}"#);
-    assert!(reply.status == 400 && reply.body.contains("a machine already"), "{}", reply.body);
+    assert!(
+        reply.status == 400 && reply.body.contains("a machine already"),
+        "{}",
+        reply.body
+    );
     for (method, body) in [("DELETE", ""), ("PATCH", r#"{"bandwidth_limit": 1}"#)] {
         let reply = source.send(method, "/migration", body);
-        assert!(reply.status == 400 && reply.body.contains("not being moved"), "{}", reply.body);
+        assert!(
+            reply.status == 400 && reply.body.contains("not being moved"),
+            "{}",
+            reply.body
+        );
     }
     let target = pair.api(Side::Target);
     let reply = target.send("PUT", "/migration/send", r#"{"destination": "unix:/x"}"#);
-    assert!(reply.status == 400 && reply.body.contains("no machine yet"), "{}", reply.body);
+    assert!(
+        reply.status == 400 && reply.body.contains("no machine yet"),
+        "{}",
+        reply.body
+    );
     let reply = target.send("PUT", "/migration/receive", r#"{"listen": "unix:/x"}"#);
-    assert!(reply.status == 400 && reply.body.contains("awaited already"), "{}", reply.body);
+    assert!(
+        reply.status == 400 && reply.body.contains("awaited already"),
+        "{}",
+        reply.body
+    );
     let reply = target.send("PATCH", "/migration", r#"{"bandwidth_limit": 1}"#);
-    assert!(reply.status == 400 && reply.body.contains("at the source"), "{}", reply.body);
+    assert!(
+        reply.status == 400 && reply.body.contains("at the source"),
+        "{}",
+        reply.body
+    );
     pair.moved(&json!({}), LIMIT);
 }
 
@@ -109,8 +135,14 @@ fn who_is_not_there_or_is_somebody_else_is_told() {
     let mut pair = Pair::new(WRITES);
     let to = |address: &str| json!({"destination": address});
     for (address, text) in [
-        ("unix:/nowhere/at/all", "nobody can be reached at unix:/nowhere/at/all"),
-        ("tcp:127.0.0.1:1", "nobody can be reached at tcp:127.0.0.1:1"),
+        (
+            "unix:/nowhere/at/all",
+            "nobody can be reached at unix:/nowhere/at/all",
+        ),
+        (
+            "tcp:127.0.0.1:1",
+            "nobody can be reached at tcp:127.0.0.1:1",
+        ),
         ("fd:88", "descriptor 88 is no connected stream socket"),
     ] {
         let error = refused(&mut pair, &to(address));
@@ -119,9 +151,15 @@ fn who_is_not_there_or_is_somebody_else_is_told() {
     let web = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp:{}", web.local_addr().unwrap());
     let answers: [(&[u8], &str); 3] = [
-        (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "does not speak brume's"),
+        (
+            b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n",
+            "does not speak brume's",
+        ),
         (b"", "closed the connection"),
-        (b"BRMG\0\0\0\0\xff\xff\xff\xff and much more than that would follow", "announced"),
+        (
+            b"BRMG\0\0\0\0\xff\xff\xff\xff and much more than that would follow",
+            "announced",
+        ),
     ];
     for (answer, text) in answers {
         let listener = web.try_clone().unwrap();
@@ -178,10 +216,22 @@ fn a_target_that_lies_gets_nothing() {
     let reasons = vec!["the moon is full".into()];
     let plays: [(Vec<Message>, bool, &str); 5] = [
         (vec![welcome], false, "out of turn"),
-        (vec![Message::Refused { reasons: reasons.clone() }], false, "the moon is full"),
+        (
+            vec![Message::Refused {
+                reasons: reasons.clone(),
+            }],
+            false,
+            "the moon is full",
+        ),
         (vec![Message::Refused { reasons }], true, "the moon is full"),
         (vec![Message::Ready { load_us: 0 }], true, "out of turn"),
-        (vec![Message::Failed { why: "no room".into() }], true, "no room"),
+        (
+            vec![Message::Failed {
+                why: "no room".into(),
+            }],
+            true,
+            "no room",
+        ),
     ];
     for (words, offered, text) in plays {
         let (_folder, address, fake) = fake_target(move |mut channel| {
@@ -201,7 +251,11 @@ fn a_target_that_lies_gets_nothing() {
         fake.join().unwrap();
     }
     // One that takes it over without being asked, and one that claims to have what it has not.
-    for word in [Message::TakenOver, Message::Complete, Message::PassTaken { pass: 7 }] {
+    for word in [
+        Message::TakenOver,
+        Message::Complete,
+        Message::PassTaken { pass: 7 },
+    ] {
         let (_folder, address, fake) = fake_target(move |mut channel| {
             hear_offer(&mut channel);
             channel.send(&Message::Accepted(Value::Null)).unwrap();
@@ -272,16 +326,34 @@ fn an_offer_that_does_not_fit_is_refused_with_what_does_not() {
     };
     let huge = 1_u64 << 50;
     for (offer, text) in [
-        (json!({"machine": 1}), "does not understand what the machine is"),
+        (
+            json!({"machine": 1}),
+            "does not understand what the machine is",
+        ),
         (json!({}), "does not understand what the machine is"),
         (with("/connections", json!(0)), "over 1 to 16 connections"),
         (with("/connections", json!(17)), "over 1 to 16 connections"),
-        (with("/memory", json!(huge)), "bytes of memory for a machine with"),
-        (with("/memory_in_use", json!(huge)), "MiB of memory and the target's host has"),
-        (with("/sections/0/0", json!("soul")), "`soul` state, which the target does not know"),
+        (
+            with("/memory", json!(huge)),
+            "bytes of memory for a machine with",
+        ),
+        (
+            with("/memory_in_use", json!(huge)),
+            "MiB of memory and the target's host has",
+        ),
+        (
+            with("/sections/0/0", json!("soul")),
+            "`soul` state, which the target does not know",
+        ),
         (with("/sections/0/1", json!(77)), "needs a newer brume"),
-        (with("/config/machine-config/vcpu_count", json!(200)), "is none that can be made here"),
-        (with("/config/machine-config/mem_size_mib", json!(1_u64 << 40)), "memory"),
+        (
+            with("/config/machine-config/vcpu_count", json!(200)),
+            "is none that can be made here",
+        ),
+        (
+            with("/config/machine-config/mem_size_mib", json!(1_u64 << 40)),
+            "memory",
+        ),
     ] {
         let mut channel = fake_source(&pair);
         channel.send(&Message::Offer(offer)).unwrap();
@@ -315,10 +387,16 @@ fn a_source_that_lies_about_sizes_takes_no_memory_and_no_place() {
         let mut channel = fake_source(&pair);
         channel.send(&Message::Offer(offer.clone())).unwrap();
         let answer = channel.receive_message().unwrap();
-        assert!(matches!(answer, Message::Accepted(_)), "{number}: {answer:?}");
+        assert!(
+            matches!(answer, Message::Accepted(_)),
+            "{number}: {answer:?}"
+        );
         lie(&mut channel);
         let status = pair.wait(Side::Target, &[MigrationPhase::Listening], LIMIT);
-        assert!(status.error.is_some_and(|error| !error.is_empty()), "{number}");
+        assert!(
+            status.error.is_some_and(|error| !error.is_empty()),
+            "{number}"
+        );
         let rss = resident_mib(pair.api(Side::Target));
         assert!(rss < 128, "{number}: {rss} MiB");
     }
@@ -340,7 +418,13 @@ fn sent(channel: &mut Channel) {
 fn resident_mib(api: &ApiVm) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", api.vm.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib: u64 = line.unwrap().trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    let kib: u64 = line
+        .unwrap()
+        .trim()
+        .strip_suffix(" kB")
+        .unwrap()
+        .parse()
+        .unwrap();
     kib >> 10
 }
 
@@ -369,7 +453,10 @@ fn strangers_do_not_keep_a_target_from_its_machine() {
     };
     channel.set_limit(SHORT).unwrap();
     let session = Session::new().unwrap();
-    let refusal = channel.greet(&session, Purpose::Return).unwrap_err().to_string();
+    let refusal = channel
+        .greet(&session, Purpose::Return)
+        .unwrap_err()
+        .to_string();
     assert!(refusal.contains("begun with another process"), "{refusal}");
     pair.moved(&json!({}), LIMIT);
     assert_settled(&mut pair);
@@ -385,8 +472,17 @@ fn a_disk_that_is_missing_or_another_is_told() {
     let (other, missing) = (folder.path().join("other"), folder.path().join("missing"));
     fs::write(&other, [0; 1 << 20]).unwrap();
     for (there, text) in [
-        (&missing, format!("no file {} that can be read for drive \"d\"", missing.display())),
-        (&other, "drive \"d\" has 4194304 bytes at the source".to_owned()),
+        (
+            &missing,
+            format!(
+                "no file {} that can be read for drive \"d\"",
+                missing.display()
+            ),
+        ),
+        (
+            &other,
+            "drive \"d\" has 4194304 bytes at the source".to_owned(),
+        ),
     ] {
         let setup = Setup {
             args: WRITES,
@@ -451,14 +547,30 @@ fn a_tap_that_is_missing_is_told() {
 #[test]
 fn a_process_with_parts_of_a_machine_receives_none() {
     let api = ApiVm::new();
-    api.done("PUT", "/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": 64}));
+    api.done(
+        "PUT",
+        "/machine-config",
+        &json!({"vcpu_count": 1, "mem_size_mib": 64}),
+    );
     let listen = format!("unix:{}", api.folder().join("m").display());
     let body = json!({"listen": listen}).to_string();
     let reply = api.send("PUT", "/migration/receive", &body);
-    assert!(reply.status == 400 && reply.body.contains("none was described"), "{}", reply.body);
+    assert!(
+        reply.status == 400 && reply.body.contains("none was described"),
+        "{}",
+        reply.body
+    );
     // And one that waits takes no parts.
     let pair = Pair::new("");
     let target = pair.api(Side::Target);
-    let reply = target.send("PUT", "/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 64}"#);
-    assert!(reply.status == 400 && reply.body.contains("is awaited"), "{}", reply.body);
+    let reply = target.send(
+        "PUT",
+        "/machine-config",
+        r#"{"vcpu_count": 1, "mem_size_mib": 64}"#,
+    );
+    assert!(
+        reply.status == 400 && reply.body.contains("is awaited"),
+        "{}",
+        reply.body
+    );
 }

@@ -92,7 +92,10 @@ mod tests {
     #[test]
     fn messages_are_found_wherever_the_bytes_are_parted() {
         let pages = frame(1, &[b'{'; 300]);
-        let sent = frame(0, br#"{"message":"Sent","paused_us":5,"unix_ns":1234567890123456789}"#);
+        let sent = frame(
+            0,
+            br#"{"message":"Sent","paused_us":5,"unix_ns":1234567890123456789}"#,
+        );
         let commit = frame(0, br#"{"message":"Commit"}"#);
         let all = [&*pages, &sent, &commit].concat();
         for part in [1, 7, 33, 100, 10_000] {
@@ -102,7 +105,11 @@ mod tests {
                 let (more, messages) = frames.take(bytes);
                 let begin = out.len() as u64;
                 let place = |range: Range<u64>| range.start + begin..range.end + begin;
-                found.extend(messages.into_iter().map(|(name, range)| (name, place(range))));
+                found.extend(
+                    messages
+                        .into_iter()
+                        .map(|(name, range)| (name, place(range))),
+                );
                 out.extend(more);
             }
             assert_eq!(out, all, "{part}");

@@ -345,6 +345,12 @@ impl Pair {
         self.proxy = proxied.then(|| Proxy::new(self.listen.clone(), &folder));
     }
 
+    /// Another machine to be sent, in the place of one that is gone.
+    pub fn replace_source(&mut self, source: Live) {
+        self.source = source;
+        self.last = None;
+    }
+
     /// A new process that waits where the last target did, which has ended or is ended now.
     ///
     /// # Panics

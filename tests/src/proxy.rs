@@ -6,9 +6,9 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -443,9 +443,21 @@ impl Shared {
             };
             let (connection, way) = (number, of);
             state.faults.push(match trap.harm {
-                Harm::Cut => Fault::Cut { connection, way, at },
-                Harm::HangUp => Fault::HangUp { connection, way, at },
-                Harm::Stall => Fault::Stall { connection, way, at },
+                Harm::Cut => Fault::Cut {
+                    connection,
+                    way,
+                    at,
+                },
+                Harm::HangUp => Fault::HangUp {
+                    connection,
+                    way,
+                    at,
+                },
+                Harm::Stall => Fault::Stall {
+                    connection,
+                    way,
+                    at,
+                },
             });
         }
     }
