@@ -379,8 +379,12 @@ fn pump(
         let count = from.read(&mut chunk)?;
         let read = chunk.get(..count).unwrap_or_default();
         let (mut bytes, messages) = frames.take(read);
-        if bytes.is_empty() && count == 0 {
-            return Ok(End::Reached);
+        if bytes.is_empty() {
+            if count == 0 {
+                return Ok(End::Reached);
+            }
+            // Not a whole header yet.
+            continue;
         }
         if !shared.wait() {
             return Ok(End::Cut);
