@@ -14,7 +14,7 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// The Ethernet type of test frames.
@@ -120,6 +120,19 @@ impl FrameSocket {
             unsafe { libc::sendmmsg(self.0.as_raw_fd(), messages.as_mut_ptr(), times as u32, 0) };
         usize::try_from(count).unwrap_or(0)
     }
+}
+
+/// Breaks a TCP connection: the peer is told that it was reset.
+///
+/// # Errors
+///
+/// It is none.
+pub fn reset(socket: RawFd) -> io::Result<()> {
+    // SAFETY: all zeroes is a valid address, of the family AF_UNSPEC, which dissolves a connection.
+    let address: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let len = size_of::<libc::sockaddr>() as u32;
+    // SAFETY: the pointer and the length are those of the address.
+    check(unsafe { libc::connect(socket, &raw const address, len) }).map(drop)
 }
 
 fn check(result: i32) -> io::Result<i32> {

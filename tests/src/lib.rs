@@ -27,6 +27,7 @@ pub mod forge;
 )]
 #[path = "../bare-guest/src/frame.rs"]
 pub mod frame;
+pub mod frames;
 pub mod host;
 pub mod lan;
 pub mod live;

@@ -5,6 +5,7 @@
 use std::fs;
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -18,7 +19,7 @@ use crate::host;
 use crate::lan::Lan;
 use crate::live::{Live, Status};
 use crate::proxy::{Address, Proxy};
-use crate::vm::{SOON, brume};
+use crate::vm::{self, SOON, brume};
 
 /// How often a side is asked how far it is.
 const POLL: Duration = Duration::from_millis(2);
@@ -28,6 +29,8 @@ const RUNS: Duration = Duration::from_millis(20);
 const HELD: Duration = Duration::from_millis(1);
 /// The port between two hosts.
 const PORT: u16 = 7000;
+/// The number of the socket that a process was started with.
+const PASSED: i32 = 100;
 
 /// One side of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,8 @@ pub enum Link {
     Tcp,
     /// TCP between two hosts on one network.
     TwoHosts,
+    /// A socket that both processes were started with.
+    Passed,
 }
 
 /// How a pair begins. The rest is as usual by `..Setup::default()`.
@@ -144,15 +149,31 @@ impl Pair {
     /// As [`Pair::in_two_hosts`].
     #[track_caller]
     pub fn start(setup: &Setup<'_>) -> Self {
-        let lan = (setup.link == Link::TwoHosts).then(Lan::new);
-        let source = ApiVm::start_with(brume(), |command| on_host(lan.as_ref(), 0, command));
         // The last word counts; the rate of the clock is what the guest's times come from.
         let args = format!("{} bare.tsc_khz={}", setup.args, host::tsc_khz());
-        let source = Live::start_in(source, &args, setup.parts);
+        Self::start_with(setup, |source| Live::start_in(source, &args, setup.parts))
+    }
+
+    /// The same with the machine that `source` makes in a program, in the place of one with the
+    /// arguments and parts of `setup`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Pair::in_two_hosts`].
+    #[track_caller]
+    pub fn start_with(setup: &Setup<'_>, source: impl FnOnce(ApiVm) -> Live) -> Self {
+        let lan = (setup.link == Link::TwoHosts).then(Lan::new);
+        let (near, far) = match setup.link {
+            Link::Passed => UnixStream::pair().map(|(near, far)| (Some(near), Some(far))),
+            _ => Ok((None, None)),
+        }
+        .expect("two sockets");
+        let program = |command| on_host(lan.as_ref(), 0, passed(command, near));
+        let source = source(ApiVm::start_with(brume(), program));
         let folder = source.api.folder().to_owned();
         let host = 1;
         let listen = address(setup.link, &folder, host);
-        let target = receive(setup, lan.as_ref(), host, &listen);
+        let target = receive(setup, lan.as_ref(), host, &listen, far);
         let proxy = setup.proxied.then(|| Proxy::new(listen.clone(), &folder));
         Self {
             source,
@@ -163,6 +184,16 @@ impl Pair {
             listen,
             last: None,
         }
+    }
+
+    /// How the process of one side ends, which it has to do by itself: its status.
+    ///
+    /// # Panics
+    ///
+    /// It does not end in time.
+    #[track_caller]
+    pub fn end_of(&mut self, side: Side) -> i32 {
+        self.live(side).api.vm.status(SOON)
     }
 
     /// One side's process.
@@ -307,11 +338,17 @@ impl Pair {
         self.host = 1 - self.host;
         let folder = self.target.api.folder().to_owned();
         self.listen = address(setup.link, &folder, self.host);
-        let target = receive(setup, self.lan.as_ref(), self.host, &self.listen);
+        let target = receive(setup, self.lan.as_ref(), self.host, &self.listen, None);
         let source = mem::replace(&mut self.target, Live { api: target });
         self.source = source;
         let proxied = setup.proxied;
         self.proxy = proxied.then(|| Proxy::new(self.listen.clone(), &folder));
+    }
+
+    /// Another machine to be sent, in the place of one that is gone.
+    pub fn replace_source(&mut self, source: Live) {
+        self.source = source;
+        self.last = None;
     }
 
     /// A new process that waits where the last target did, which has ended or is ended now.
@@ -326,7 +363,7 @@ impl Pair {
             // One that was killed leaves its socket behind.
             let _ = fs::remove_file(path);
         }
-        let target = receive(setup, self.lan.as_ref(), self.host, &self.listen);
+        let target = receive(setup, self.lan.as_ref(), self.host, &self.listen, None);
         self.target = Live { api: target };
     }
 
@@ -416,10 +453,16 @@ fn vcpu_time(pid: i32) -> Duration {
 
 /// Starts a process that waits for a machine, on host `number` if there are two.
 #[track_caller]
-fn receive(setup: &Setup<'_>, lan: Option<&Lan>, number: usize, listen: &Address) -> ApiVm {
+fn receive(
+    setup: &Setup<'_>,
+    lan: Option<&Lan>,
+    number: usize,
+    listen: &Address,
+    socket: Option<UnixStream>,
+) -> ApiVm {
     let mut program = setup.target.as_ref().map_or_else(brume, Command::new);
     let body = with(json!({"listen": listen.to_string()}), &setup.receive);
-    let on_host = |command| on_host(lan, number, command);
+    let on_host = |command| on_host(lan, number, passed(command, socket));
     let target = if let Some(words) = setup.command {
         program.args(["receive", "--listen", &listen.to_string()]);
         program.args(words);
@@ -444,6 +487,7 @@ fn address(link: Link, folder: &Path, number: usize) -> Address {
             let address = Lan::address(number).parse().expect("an address");
             Address::Tcp(SocketAddr::new(address, PORT))
         }
+        Link::Passed => Address::Passed(PASSED),
     }
 }
 
@@ -451,6 +495,14 @@ fn address(link: Link, folder: &Path, number: usize) -> Address {
 fn free_port() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("its number")
+}
+
+/// `command` with a socket of its own, if there is one.
+fn passed(mut command: Command, socket: Option<UnixStream>) -> Command {
+    if let Some(socket) = socket {
+        vm::pass(&mut command, socket.into(), PASSED);
+    }
+    command
 }
 
 /// `command` on a host of its own, if there are two.

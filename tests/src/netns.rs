@@ -73,11 +73,20 @@ impl NetNs {
     ///
     /// It is gone.
     pub fn enter(&self) {
-        let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace");
-        // SAFETY: it takes no pointer.
-        let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-        assert_eq!(result, 0, "the namespace cannot be entered");
+        enter(&self.name);
     }
+}
+
+/// Moves the calling thread into the namespace that ip(8) calls `name`, for good.
+///
+/// # Panics
+///
+/// It is gone.
+pub fn enter(name: &str) {
+    let file = File::open(format!("/run/netns/{name}")).expect("the namespace");
+    // SAFETY: it takes no pointer.
+    let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "the namespace cannot be entered");
 }
 
 impl Drop for NetNs {

@@ -6,10 +6,15 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+
+use crate::frames::Frames;
+use crate::host;
 
 /// How much is carried at a time.
 const CHUNK: usize = 64 * 1024;
@@ -21,6 +26,8 @@ pub enum Address {
     Unix(PathBuf),
     /// An address and a port.
     Tcp(SocketAddr),
+    /// A connected socket that the process has. No proxy stands before it.
+    Passed(RawFd),
 }
 
 impl fmt::Display for Address {
@@ -28,6 +35,7 @@ impl fmt::Display for Address {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Passed(fd) => write!(f, "fd:{fd}"),
         }
     }
 }
@@ -54,8 +62,18 @@ pub enum Fault {
         /// Which byte.
         at: u64,
     },
-    /// The connection is closed when `at` bytes have gone that way.
+    /// The connection breaks when `at` bytes have gone that way: a TCP connection is reset.
     Cut {
+        /// Which connection.
+        connection: usize,
+        /// On which way.
+        way: Way,
+        /// How many bytes.
+        at: u64,
+    },
+    /// The connection comes to an end in order when `at` bytes have gone that way, as one over a
+    /// relay does that is ended.
+    HangUp {
         /// Which connection.
         connection: usize,
         /// On which way.
@@ -73,6 +91,35 @@ pub enum Fault {
         /// How many bytes.
         at: u64,
     },
+}
+
+/// What is to happen when a message passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// As [`Fault::Cut`].
+    Cut,
+    /// As [`Fault::HangUp`].
+    HangUp,
+    /// As [`Fault::Stall`].
+    Stall,
+}
+
+/// Before or behind a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nothing of it arrives.
+    Before,
+    /// All of it arrives.
+    Behind,
+}
+
+/// A message that is waited for, and what it does to its connection.
+#[derive(Clone, Debug)]
+struct Trap {
+    way: Way,
+    message: &'static str,
+    place: Place,
+    harm: Harm,
 }
 
 /// What stands between.
@@ -93,6 +140,7 @@ struct State {
     refuses: bool,
     stalled: bool,
     faults: Vec<Fault>,
+    traps: Vec<Trap>,
     connections: Vec<Connection>,
 }
 
@@ -100,6 +148,8 @@ struct Connection {
     ends: [Stream; 2],
     /// How many bytes have gone each way.
     bytes: [u64; 2],
+    /// How many ways have come to their end.
+    ended: u8,
 }
 
 impl Proxy {
@@ -134,7 +184,23 @@ impl Proxy {
         self.shared.lock().faults.push(fault);
     }
 
-    /// Closes every connection, and refuses others until [`Proxy::mend`].
+    /// Has `harm` happen, once, where a message of that name goes that way: `Commit`.
+    pub fn trap(&self, way: Way, place: Place, message: &'static str, harm: Harm) {
+        self.shared.lock().traps.push(Trap {
+            way,
+            message,
+            place,
+            harm,
+        });
+    }
+
+    /// Whether every fault and trap has happened.
+    pub fn is_spent(&self) -> bool {
+        let state = self.shared.lock();
+        state.faults.is_empty() && state.traps.is_empty()
+    }
+
+    /// Breaks every connection, and refuses others until [`Proxy::mend`].
     pub fn cut(&self) {
         let mut state = self.shared.lock();
         state.refuses = true;
@@ -146,7 +212,7 @@ impl Proxy {
         self.shared.lock().refuses = false;
     }
 
-    /// Closes one connection.
+    /// Breaks one connection.
     ///
     /// # Panics
     ///
@@ -171,6 +237,13 @@ impl Proxy {
     /// How many connections there were.
     pub fn connections(&self) -> usize {
         self.shared.lock().connections.len()
+    }
+
+    /// How many bytes have gone over one connection, both ways.
+    pub fn bytes_of(&self, number: usize) -> u64 {
+        let state = self.shared.lock();
+        let connection = state.connections.get(number);
+        connection.map_or(0, |connection| connection.bytes.iter().sum())
     }
 
     /// How many bytes have gone that way, over all connections.
@@ -198,7 +271,7 @@ impl Drop for Proxy {
 
 impl Connection {
     fn close(&self) {
-        self.ends.iter().for_each(Stream::close);
+        self.ends.iter().for_each(Stream::reset);
     }
 
     fn bytes(&self, way: Way) -> u64 {
@@ -260,18 +333,37 @@ fn join(near: Stream, far: Stream, shared: &Arc<Shared>) -> io::Result<()> {
     state.connections.push(Connection {
         ends,
         bytes: [0; 2],
+        ended: 0,
     });
     drop(state);
     for ((from, to), way) in [((near, far), Way::There), (back, Way::Back)] {
         let shared = Arc::clone(shared);
         thread::spawn(move || {
-            // Its end is the connection's, both ways.
-            let _ = pump(&from, &to, number, way, &shared);
-            from.close();
-            to.close();
+            let end = pump(&from, &to, number, way, &shared);
+            let is_last = shared.way_ended(number);
+            match end {
+                // The other way has its own end, unless that has come.
+                Ok(End::Reached) => to.end(),
+                Ok(End::NotTaken) if !is_last => {}
+                Ok(End::NotTaken) => [from, to].iter().for_each(Stream::reset),
+                Ok(End::HungUp) => [from, to].iter().for_each(Stream::close),
+                Ok(End::Cut) | Err(_) => [from, to].iter().for_each(Stream::reset),
+            }
         });
     }
     Ok(())
+}
+
+/// How the bytes of one way come to their end.
+enum End {
+    /// There are no more.
+    Reached,
+    /// Nobody takes them. What that one has said before is still to be heard.
+    NotTaken,
+    /// As [`Fault::HangUp`] wants it.
+    HungUp,
+    /// As [`Fault::Cut`] wants it.
+    Cut,
 }
 
 fn pump(
@@ -280,25 +372,40 @@ fn pump(
     number: usize,
     way: Way,
     shared: &Shared,
-) -> io::Result<()> {
+) -> io::Result<End> {
     let mut chunk = vec![0; CHUNK];
+    let mut frames = Frames::default();
     loop {
         let count = from.read(&mut chunk)?;
-        let bytes = chunk.get_mut(..count).unwrap_or_default();
-        if bytes.is_empty() || !shared.wait() {
-            return Ok(());
+        let read = chunk.get(..count).unwrap_or_default();
+        let (mut bytes, messages) = frames.take(read);
+        if bytes.is_empty() {
+            if count == 0 {
+                return Ok(End::Reached);
+            }
+            // Not a whole header yet.
+            continue;
         }
-        let harm = shared.harm(bytes, number, way);
+        if !shared.wait() {
+            return Ok(End::Cut);
+        }
+        shared.spring(&messages, number, way);
+        let harm = shared.harm(&mut bytes, number, way);
         shared.count(bytes.len(), number, way);
         match harm {
-            None => to.write_all(bytes)?,
+            None if to.write_all(&bytes).is_err() => return Ok(End::NotTaken),
+            None => {}
             Some((keep, end)) => {
                 let (before, after) = bytes.split_at_mut(keep);
-                to.write_all(before)?;
-                if matches!(end, Fault::Cut { .. }) || !shared.wait() {
-                    return Ok(());
+                if to.write_all(before).is_err() {
+                    return Ok(End::NotTaken);
                 }
-                to.write_all(after)?;
+                match end {
+                    Fault::Cut { .. } => return Ok(End::Cut),
+                    Fault::HangUp { .. } => return Ok(End::HungUp),
+                    _ if !shared.wait() => return Ok(End::Cut),
+                    _ => to.write_all(after)?,
+                }
             }
         }
     }
@@ -308,6 +415,54 @@ impl Shared {
     fn count(&self, bytes: usize, number: usize, way: Way) {
         if let Some(connection) = self.lock().connections.get_mut(number) {
             connection.add(way, bytes as u64);
+        }
+    }
+
+    /// Notes that one way of a connection has come to its end; whether it is the last.
+    fn way_ended(&self, number: usize) -> bool {
+        let mut state = self.lock();
+        let connection = state.connections.get_mut(number);
+        connection.is_none_or(|connection| {
+            connection.ended += 1;
+            connection.ended == 2
+        })
+    }
+
+    /// Makes faults of the traps that `messages` have stepped into: a name each, and where it begins
+    /// and ends in what comes next.
+    fn spring(&self, messages: &[(String, Range<u64>)], number: usize, of: Way) {
+        let mut state = self.lock();
+        let Some(begin) = state.connections.get(number).map(|one| one.bytes(of)) else {
+            return;
+        };
+        for (name, range) in messages {
+            let found = |trap: &Trap| trap.way == of && trap.message == name;
+            let Some(index) = state.traps.iter().position(found) else {
+                continue;
+            };
+            let trap = state.traps.remove(index);
+            let at = match trap.place {
+                Place::Before => begin + range.start,
+                Place::Behind => begin + range.end,
+            };
+            let (connection, way) = (number, of);
+            state.faults.push(match trap.harm {
+                Harm::Cut => Fault::Cut {
+                    connection,
+                    way,
+                    at,
+                },
+                Harm::HangUp => Fault::HangUp {
+                    connection,
+                    way,
+                    at,
+                },
+                Harm::Stall => Fault::Stall {
+                    connection,
+                    way,
+                    at,
+                },
+            });
         }
     }
 
@@ -329,6 +484,11 @@ impl Shared {
                 way,
                 at,
             }
+            | Fault::HangUp {
+                connection,
+                way,
+                at,
+            }
             | Fault::Stall {
                 connection,
                 way,
@@ -337,7 +497,9 @@ impl Shared {
             let within = at
                 .checked_sub(begin)
                 .and_then(|at| usize::try_from(at).ok());
-            let Some(place) = within.filter(|&place| place < bytes.len()) else {
+            // What comes after the last byte comes now: there may be no other for long.
+            let most = bytes.len() - usize::from(matches!(fault, Fault::Flip { .. }));
+            let Some(place) = within.filter(|&place| place <= most) else {
                 return true;
             };
             if (connection, way) != (number, of) {
@@ -345,7 +507,7 @@ impl Shared {
             }
             match fault {
                 Fault::Flip { .. } => bytes.iter_mut().skip(place).take(1).for_each(|b| *b ^= 4),
-                Fault::Cut { .. } | Fault::Stall { .. } => {
+                Fault::Cut { .. } | Fault::HangUp { .. } | Fault::Stall { .. } => {
                     stalls |= matches!(fault, Fault::Stall { .. });
                     end = Some((place, fault));
                 }
@@ -375,6 +537,7 @@ impl Listener {
                 let address = listener.local_addr()?;
                 Ok((Self::Tcp(listener), Address::Tcp(address)))
             }
+            Address::Passed(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -396,6 +559,7 @@ impl Stream {
         match address {
             Address::Unix(path) => Ok(Self::Unix(UnixStream::connect(path)?)),
             Address::Tcp(address) => Self::tcp(TcpStream::connect(address)?),
+            Address::Passed(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -411,12 +575,30 @@ impl Stream {
         })
     }
 
+    /// Says that no more will come.
+    fn end(&self) {
+        self.shut(Shutdown::Write);
+    }
+
+    /// Ends it in order.
     fn close(&self) {
+        self.shut(Shutdown::Both);
+    }
+
+    fn shut(&self, how: Shutdown) {
         // It may be closed already.
         let _ = match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Self::Unix(stream) => stream.shutdown(how),
+            Self::Tcp(stream) => stream.shutdown(how),
         };
+    }
+
+    /// Breaks it, if it is of a kind that can break.
+    fn reset(&self) {
+        match self {
+            Self::Tcp(stream) if host::reset(stream.as_raw_fd()).is_ok() => {}
+            _ => self.close(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -68,6 +69,19 @@ pub(crate) fn die_with_us(command: &mut Command) {
     };
     // SAFETY: the closure makes one system call and touches no memory.
     unsafe { command.pre_exec(ask) };
+}
+
+/// Has the program start with `file` as its descriptor `number`.
+pub fn pass(command: &mut Command, file: OwnedFd, number: i32) {
+    let give = move || {
+        // SAFETY: it takes no pointer.
+        match unsafe { libc::dup2(file.as_raw_fd(), number) } {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: the closure makes one system call and touches no memory.
+    unsafe { command.pre_exec(give) };
 }
 
 /// What a stream has carried so far.
@@ -187,6 +201,8 @@ pub struct Vm {
     child: Child,
     stdout: Stream,
     stderr: Stream,
+    /// Whether its end was seen, after which its id may be another's.
+    ended: bool,
     readers: Vec<JoinHandle<()>>,
 }
 
@@ -211,6 +227,7 @@ impl Vm {
             child,
             stdout,
             stderr,
+            ended: false,
             readers: vec![out, err],
         }
     }
@@ -275,10 +292,37 @@ impl Vm {
         self.child.id().cast_signed()
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal, if it was not seen to end.
     pub fn signal(&self, signal: i32) {
+        if self.ended {
+            return;
+        }
         // SAFETY: it takes no pointer; the child has not been waited for, so the id is its own.
         unsafe { libc::kill(self.pid(), signal) };
+    }
+
+    /// Waits for its end; its exit status, 128 and the number if a signal ended it.
+    ///
+    /// # Panics
+    ///
+    /// It does not end in time.
+    #[track_caller]
+    pub fn status(&mut self, time: Duration) -> i32 {
+        let deadline = Instant::now() + time;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("waiting") {
+                self.ended = true;
+                break status;
+            }
+            if Instant::now() > deadline {
+                let (out, err) = (self.stdout.text(), self.stderr.text());
+                panic!("it does not end; stdout:\n{out}\nstderr:\n{err}");
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
     }
 
     /// Waits for its end.
@@ -288,24 +332,12 @@ impl Vm {
     /// It does not end in time.
     #[track_caller]
     pub fn wait(mut self, time: Duration) -> Outcome {
-        let deadline = Instant::now() + time;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("waiting") {
-                break status;
-            }
-            if Instant::now() > deadline {
-                let (out, err) = (self.stdout.text(), self.stderr.text());
-                panic!("it does not end; stdout:\n{out}\nstderr:\n{err}");
-            }
-            thread::sleep(Duration::from_millis(5));
-        };
+        let status = self.status(time);
         for reader in self.readers.drain(..) {
             reader.join().expect("a reader");
         }
         Outcome {
-            status: status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            status,
             stdout: self.stdout.text().replace('\r', ""),
             stderr: self.stderr.text(),
         }

@@ -44,9 +44,10 @@
 //! # What is asked of who drives them
 //!
 //! - *Closed* is an end after which everything that the peer had written has been read, in whole
-//!   messages: end of file on a plain connection; on a Unix socket a reset too, once all is read,
-//!   for it only says that the peer left something unread. On TCP a reset, an error, a silence or
-//!   an end in the middle of a message is *Lost*; under TLS an end without `close_notify` is, too.
+//!   messages, and that only the peer can have made: end of file on a Unix socket, or a reset once
+//!   all is read, for it only says that the peer left something unread; `close_notify` under TLS.
+//!   Whatever else ends a connection is *Lost*. So is end of file on plain TCP: a relay between
+//!   both sides that is ended says it to both of them, while both live.
 //!   After an error in writing, what the peer had written is read first.
 //! - A connection is reset, not closed, if `Cancel` could not be written to it in full.
 //! - [`SourceEvent::AllSent`] comes when the guest is paused and before `Sent` is written.

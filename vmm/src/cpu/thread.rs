@@ -232,10 +232,11 @@ impl Runner {
     fn obey(&mut self) -> Step {
         // Before the look at the queue: a kick from now on will be for a later command.
         self.vcpu.set_immediate_exit(false);
-        let command = match self.commands.try_recv() {
-            Ok(Command::Nap(time)) => self.nap(time),
-            command => command.ok(),
-        };
+        let mut command = self.commands.try_recv().ok();
+        // Several may have come before the first kick was heeded: none may be left behind a nap.
+        while let Some(Command::Nap(time)) = command {
+            command = self.nap(time);
+        }
         match command {
             Some(Command::Hold(reply)) => {
                 // KVM was entered after the last access that was emulated, and finished its

@@ -180,6 +180,14 @@ impl Machine {
             }
         }
         moving.control.patch(patch);
+        self.telemetry.migration.update(|status| {
+            if let Some(limit) = patch.bandwidth_limit {
+                status.bandwidth_limit = limit;
+            }
+            if let Some(downtime) = patch.max_downtime_ms {
+                status.max_downtime_us = u64::from(downtime) * 1000;
+            }
+        });
         Ok(())
     }
 

@@ -152,6 +152,17 @@ impl Control {
         }
     }
 
+    /// What a client wants of a move that is late, if this one is and the guest still runs here.
+    pub(super) fn late(&self) -> Option<OnTimeout> {
+        let state = self.lock();
+        let runs = matches!(state.connections, Connections::Open(_));
+        let late = state
+            .limits
+            .deadline
+            .is_some_and(|end| Instant::now() >= end);
+        (runs && late).then_some(state.limits.on_timeout)
+    }
+
     /// From now on a connection's end means something, so that it must not come of a cancel.
     pub(super) fn guard_connections(&self) {
         self.lock().connections = Connections::Guarded;

@@ -74,6 +74,7 @@ impl From<LaneError> for SourceError {
             LaneError::Channel(error) => Self::Channel(error),
             LaneError::Memory(error) => Self::Search(error),
             LaneError::Cancelled => Self::Cancelled,
+            LaneError::TooSlow => Self::TooSlow,
             LaneError::Ended => Self::Ended,
         }
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
+use brume_api::OnTimeout;
 use brume_migration::{Channel, ChannelError, Message, PageBatch, Zeros};
 use thiserror::Error;
 
@@ -32,6 +33,9 @@ pub(super) enum LaneError {
     /// It was called off.
     #[error("it was called off")]
     Cancelled,
+    /// The time is up, and the machine stays.
+    #[error("it takes too long")]
+    TooSlow,
     /// A thread is gone.
     #[error("a connection's thread has ended")]
     Ended,
@@ -142,7 +146,16 @@ impl Lane {
         if self.control.is_cancelled() {
             return Err(LaneError::Cancelled);
         }
+        if self.control.late() == Some(OnTimeout::Cancel) {
+            return Err(LaneError::TooSlow);
+        }
         Ok(())
+    }
+
+    /// Whether the machine has to move now, whatever is left to send.
+    pub(super) fn is_forced(&self) -> bool {
+        let late = self.control.late();
+        late.is_some_and(|wanted| wanted != OnTimeout::Cancel)
     }
 }
 

@@ -124,6 +124,10 @@ impl Passes {
                     .clear(&next.region, next.words.clone(), &seen)?;
             }
             self.send_window(number, window, &again, lanes, &mut done)?;
+            if lanes.first.is_forced() {
+                // What was not looked at is still to be sent, as if it had been written again.
+                break;
+            }
         }
         self.sent(&mut done, lanes.end_pass(number)?);
         Ok(done)

@@ -23,6 +23,7 @@ use super::route::Route;
 use super::serving::{Faults, Lacks, Left, hear_missing, stream};
 use super::source::{HandOver, SourceEnd, SourceEvent};
 use super::status::{Progress, micros};
+use super::target::ends_mean_something;
 use crate::event::{Event as OwnerEvent, EventSender};
 use crate::page_set::PageSet;
 
@@ -80,6 +81,8 @@ impl SwitchOver<'_> {
             self.cancel("it was called off");
             return Err(SourceError::Cancelled);
         }
+        // It is for the time that the guest runs here.
+        self.control.rate().set(0);
         self.progress.enter(MigrationPhase::SwitchOver);
         self.progress.update(|status| status.pass = number);
         let mut moments = Moments::default();
@@ -255,8 +258,11 @@ impl Talk<'_> {
                 Err(error) => return self.channel_event(error),
             };
             self.note(&message);
-            if let Some(event) = Event::of(&message) {
-                return event;
+            match Event::of(&message) {
+                // A client was told that it stays.
+                Some(Event::Ready) if self.context.control.is_cancelled() => {}
+                Some(event) => return event,
+                None => {}
             }
         }
     }
@@ -274,8 +280,8 @@ impl Talk<'_> {
 
     fn channel_event(&mut self, error: ChannelError) -> Event {
         let event = match error {
-            ChannelError::Closed => Event::LinkClosed,
-            ChannelError::Lost(_) => Event::LinkLost,
+            ChannelError::Closed if ends_mean_something(self.channel()) => Event::LinkClosed,
+            ChannelError::Closed | ChannelError::Lost(_) => Event::LinkLost,
             ChannelError::TimedOut => Event::TimedOut,
             _ => Event::Unexpected,
         };
@@ -378,6 +384,8 @@ impl Talk<'_> {
             let there = Duration::from_micros(resume_us);
             resume = there + all.saturating_sub(there) / 2;
         }
+        // So that the target need not wait for a source that comes back.
+        let _ = channel.send(&Message::KeepAlive);
         let downtime = self.moments.downtime(resume);
         tracing::info!(
             "the machine has moved to {}; it stood still for {} us",

@@ -35,6 +35,8 @@ const GREETING_LIMIT: Duration = Duration::from_secs(5);
 const OTHERS_LIMIT: Duration = Duration::from_secs(10);
 /// How long nothing may come while memory moves.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
+/// How long a source may take to come back for the word that the machine runs here.
+const SEE_OFF_LIMIT: Duration = Duration::from_secs(600);
 /// The most connections that carry memory.
 const MOST_CONNECTIONS: u8 = 16;
 /// The largest state of a machine, in bytes.
@@ -230,9 +232,37 @@ impl Arrival<'_> {
         self.load(state);
         self.hand_over();
         if self.machine.state() == TargetState::Running {
+            let followed = self.following.is_some();
             self.follow();
+            if !followed {
+                self.see_off();
+            }
         }
         Ok(())
+    }
+
+    /// Stays for a source that may not have heard that the machine runs here.
+    fn see_off(&mut self) {
+        let end = Instant::now() + SEE_OFF_LIMIT;
+        while Instant::now() < end {
+            let Some(channel) = &mut self.channel else {
+                self.seek();
+                continue;
+            };
+            let ends_mean_something = ends_mean_something(channel);
+            match channel.receive() {
+                // It has heard it.
+                Ok(Received::Message(Message::KeepAlive)) => return,
+                Ok(Received::Message(message)) => {
+                    if let Some(event) = TargetEvent::of(&message) {
+                        self.step(event);
+                    }
+                }
+                // It has ended.
+                Err(ChannelError::Closed) if ends_mean_something => return,
+                Ok(_) | Err(_) => self.channel = None,
+            }
+        }
     }
 
     /// Has the owner make what the machine needs, and tells the source.
@@ -369,7 +399,9 @@ impl Arrival<'_> {
                     return Ok(Some((state, stopped)));
                 }
                 Received::Message(Message::Cancel { why }) => {
-                    self.trouble = Some(format!("the source keeps it: {why}"));
+                    let why = format!("the source keeps it: {why}");
+                    // It may not know what it was that was wrong.
+                    self.trouble = Some(rendezvous.broken().unwrap_or(why));
                     self.step(TargetEvent::Cancel);
                     return Ok(None);
                 }
@@ -536,6 +568,7 @@ impl Arrival<'_> {
         let Some(channel) = &mut self.channel else {
             return TargetEvent::LinkLost;
         };
+        let ends_mean_something = ends_mean_something(channel);
         let received = loop {
             match channel.receive() {
                 // It is still there.
@@ -552,7 +585,7 @@ impl Arrival<'_> {
                 event => event.unwrap_or(TargetEvent::Unexpected),
             },
             Ok(_) => TargetEvent::Unexpected,
-            Err(ChannelError::Closed) => {
+            Err(ChannelError::Closed) if ends_mean_something => {
                 if self.machine.state() == TargetState::Loaded {
                     tracing::warn!(
                         "the source has ended: the machine, which is whole, goes on here"
@@ -560,7 +593,9 @@ impl Arrival<'_> {
                 }
                 TargetEvent::LinkClosed
             }
-            Err(ChannelError::Lost(_) | ChannelError::TimedOut) => TargetEvent::LinkLost,
+            Err(ChannelError::Closed | ChannelError::Lost(_) | ChannelError::TimedOut) => {
+                TargetEvent::LinkLost
+            }
             Err(error) => {
                 self.trouble = Some(with_causes(&error));
                 TargetEvent::Unexpected
@@ -652,6 +687,12 @@ impl Arrival<'_> {
             Err(error) => tracing::warn!("{}", with_causes(&error)),
         }
     }
+}
+
+/// Whether an end in order says that the peer's process has ended. Over plain TCP anybody between
+/// the two sides may end a connection in order, a relay for one.
+pub(super) fn ends_mean_something(channel: &Channel) -> bool {
+    channel.link().is_local() || channel.link().is_secured()
 }
 
 fn hear_offer(channel: &mut Channel) -> Result<Offer, Failure> {
