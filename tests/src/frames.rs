@@ -83,7 +83,7 @@ mod tests {
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend([kind, 0, 0, 0]);
-        bytes.extend((payload.len() as u32).to_le_bytes());
+        bytes.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
         bytes.extend([0; 20]);
         bytes.extend(payload);
         bytes

@@ -38,7 +38,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The most passes over the disks alone.
 const MOST_PASSES: u32 = 16;
 
-const ZEROS: [u8; PIECE] = [0; PIECE];
+static ZEROS: [u8; PIECE] = [0; PIECE];
 
 /// A disk that is read while its guest writes to it.
 struct Disk {
@@ -199,7 +199,7 @@ impl Disks {
             let ranges = if first {
                 // Before anything is read.
                 disk.control.log().start();
-                vec![0..disk.size]
+                std::iter::once(0..disk.size).collect()
             } else {
                 let written = disk.control.log().take();
                 written.map_or_else(Vec::new, |written| written.ranges().collect())

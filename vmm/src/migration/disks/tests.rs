@@ -116,13 +116,13 @@ fn files() -> Files {
     let (here, there) = (folder.path().join("here"), folder.path().join("there"));
     let file = File::create_new(&here).unwrap();
     file.set_len(200 * MIB + 512).unwrap();
-    file.write_all_at(&vec![1; MIB as usize], MIB).unwrap();
+    file.write_all_at(&vec![1; 1 << 20], MIB).unwrap();
     file.write_all_at(&vec![3; 4096], 3 * MIB).unwrap();
-    file.write_all_at(&vec![0; MIB as usize], 5 * MIB).unwrap();
+    file.write_all_at(&vec![0; 1 << 20], 5 * MIB).unwrap();
     let other = File::create_new(&there).unwrap();
     other.set_len(200 * MIB + 512).unwrap();
     for at in [0, 2 * MIB, 199 * MIB] {
-        other.write_all_at(&vec![9; MIB as usize], at).unwrap();
+        other.write_all_at(&vec![9; 1 << 20], at).unwrap();
     }
     Files {
         _folder: folder,
@@ -153,7 +153,7 @@ fn an_image_becomes_the_same_whatever_was_there_and_is_written() {
     // The blocks that are written again are all of them here.
     let file = File::options().write(true).open(&files.here).unwrap();
     file.write_all_at(&[7; 10_000], 100 * MIB - 77).unwrap();
-    file.write_all_at(&vec![0; MIB as usize], MIB).unwrap();
+    file.write_all_at(&vec![0; 1 << 20], MIB).unwrap();
     drive.set_image(&files.here).unwrap();
     assert!(disks.left_pages() >= 200 * MIB / PAGE_SIZE);
     disks.pass(&mut lanes, &progress).unwrap();
