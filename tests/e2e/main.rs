@@ -24,6 +24,7 @@ mod input;
 mod limiter;
 mod linux;
 mod migration;
+mod migration_memfd;
 mod mmds;
 mod net;
 mod parts;
