@@ -202,6 +202,10 @@ pub(crate) struct RunArgs {
     /// finds some), or 2M (reserved huge ones)
     #[arg(long, value_name = "KIND", default_value = "none", value_parser = parse_huge_pages)]
     pub(crate) huge_pages: HugePages,
+    /// Have memory that another process of this host can be given, so that a move there copies
+    /// nothing
+    #[arg(long)]
+    pub(crate) shared_memory: bool,
     /// Note which pages are written, for `brume snapshot --diff`
     #[arg(long)]
     pub(crate) track_dirty_pages: bool,

@@ -83,6 +83,7 @@ fn config_of(args: RunArgs) -> Result<VmConfig, Failure> {
             mem_size_mib: args.memory.0,
             smt: args.smt,
             huge_pages: args.huge_pages,
+            shared_memory: args.shared_memory,
             track_dirty_pages: args.track_dirty_pages,
             ..MachineConfig::default()
         },

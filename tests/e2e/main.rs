@@ -30,6 +30,7 @@ mod migration_faults;
 mod migration_linux;
 mod migration_net;
 mod migration_refusals;
+mod migration_memfd;
 mod mmds;
 mod net;
 mod parts;

@@ -27,7 +27,7 @@ use crate::generation::{self, GenerationError};
 use crate::instance::Description;
 use crate::kvm::KvmError;
 use crate::machine::{Machine, MachineParts, Start};
-use crate::memory::{self, Backing, MachineMemory, MemoryError};
+use crate::memory::{self, MemoryError};
 use crate::mmds::stack_on;
 use crate::serial::SerialError;
 use crate::telemetry::{MetricsError, Telemetry};
@@ -143,8 +143,7 @@ impl MachineParts {
         let machine = &config.machine_config;
         let kernel = open_kernel(&config.boot_source)?;
         let initrd = open_initrd(&config.boot_source)?;
-        let guest = memory::map(machine.memory_bytes(), machine.huge_pages)?;
-        let memory = MachineMemory::new(guest, Backing::Zeros);
+        let memory = memory::make(machine)?;
         let outside = Outside {
             console: options.console,
             clock: options.clock,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The guest's memory: anonymous mappings, of the pages that the configuration asks for, or a
-//! private mapping of a file.
+//! The guest's memory: anonymous mappings, of the pages that the configuration asks for, a private
+//! mapping of a file, or memory that another process can be given ([`shared`]).
 //!
 //! This is a module with unsafe code: the kernel is told about memory by address.
 
@@ -11,6 +11,7 @@ mod handler;
 pub(crate) mod pagemap;
 mod peer;
 mod populate;
+pub(crate) mod shared;
 pub(crate) mod uffd;
 pub(crate) mod working_set;
 
@@ -19,18 +20,19 @@ use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use brume_api::config::HugePages;
+use brume_api::config::{HugePages, MachineConfig};
 use brume_boot::layout::{self, MemorySizeError};
 use brume_snapshot::memory_file::data_ranges;
 use brume_virtio::GuestMemory;
 use thiserror::Error;
-use vm_memory::bitmap::{AtomicBitmap, BS, NewBitmap};
+use vm_memory::bitmap::{AtomicBitmap, BS, Bitmap, NewBitmap};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, VolatileSlice,
 };
 
-use crate::page_set::{self, PAGE_SIZE};
+use self::pagemap::Wanted;
+use crate::page_set::{self, PAGE_SIZE, PageSet};
 
 pub(crate) use following::Following;
 pub(crate) use handler::Handler;
@@ -103,6 +105,19 @@ pub(crate) fn map(size: u64, pages: HugePages) -> Result<GuestMemory, MemoryErro
     GuestMemory::from_regions(regions).map_err(|error| MemoryError::Map(error.to_string()))
 }
 
+/// Makes memory of zeros for `machine`.
+///
+/// # Errors
+///
+/// No machine has that size, or the host has not got the memory.
+pub(crate) fn make(machine: &MachineConfig) -> Result<MachineMemory, MemoryError> {
+    if machine.shared_memory {
+        return shared::create(machine);
+    }
+    let guest = map(machine.memory_bytes(), machine.huge_pages)?;
+    Ok(MachineMemory::new(guest, Backing::Zeros))
+}
+
 /// A machine's memory, and what is behind it.
 pub(crate) struct MachineMemory {
     pub(crate) guest: GuestMemory,
@@ -122,6 +137,8 @@ pub(crate) enum Backing {
     Zeros,
     /// What the file has there.
     File(File),
+    /// Zeros; this file, which is all of the memory, has the others.
+    Shared(File),
     /// What a process gives that was asked for it.
     Uffd,
 }
@@ -137,6 +154,42 @@ impl MachineMemory {
             handler: None,
             following: OnceLock::new(),
         }
+    }
+
+    /// The file that is all of the memory, if another process can be given it.
+    pub(crate) fn shared(&self) -> Option<&File> {
+        match &self.backing {
+            Backing::Shared(file) => Some(file),
+            Backing::Zeros | Backing::File(_) | Backing::Uffd => None,
+        }
+    }
+
+    /// All pages that were written since the memory was made or its file was mapped.
+    ///
+    /// # Errors
+    ///
+    /// The host does not tell.
+    pub(crate) fn written_pages(&self) -> io::Result<PageSet> {
+        match self.shared() {
+            Some(file) => shared::written_pages(file, 0..self.size),
+            None => pagemap::find(&self.regions, self.size, Wanted::Own),
+        }
+    }
+
+    /// Marks all written pages as written by us, now.
+    ///
+    /// # Errors
+    ///
+    /// The host does not tell which they are.
+    pub(crate) fn mark_written(&self) -> io::Result<()> {
+        let pages = self.written_pages()?;
+        for region in &self.regions {
+            for range in pages.ranges_in(region.words()) {
+                let slice = self.slice(range)?;
+                slice.bitmap().mark_dirty(0, slice.len());
+            }
+        }
+        Ok(())
     }
 
     /// Whether who touches a page may have to wait for another process, and for ever.
@@ -206,33 +259,44 @@ pub(crate) fn map_file(size: u64, file: File) -> Result<MachineMemory, MemoryErr
     let own = file
         .try_clone()
         .map_err(|error| MemoryError::Map(error.to_string()))?;
+    let guest = map_whole(size, file, libc::MAP_PRIVATE, HugePages::None)?;
+    Ok(MachineMemory::new(guest, Backing::File(own)))
+}
+
+/// Maps all of `file` for a guest with `size` bytes of memory; `kind` is whether its writes reach
+/// the file.
+fn map_whole(
+    size: u64,
+    file: File,
+    kind: libc::c_int,
+    pages: HugePages,
+) -> Result<GuestMemory, MemoryError> {
     let file = Arc::new(file);
     let mut offset = 0;
     let mut mapped = Vec::new();
     for (start, size) in layout::memory_regions(size)? {
-        let region = map_part(start, size, FileOffset::from_arc(file.clone(), offset));
+        let part = FileOffset::from_arc(file.clone(), offset);
+        let region = map_part(start, size, part, kind, pages);
         mapped.push(region.map_err(MemoryError::Map)?);
         offset += size as u64;
     }
     let guest = GuestMemory::from_regions(mapped);
-    let guest = guest.map_err(|error| MemoryError::Map(error.to_string()))?;
-    Ok(MachineMemory::new(guest, Backing::File(own)))
+    guest.map_err(|error| MemoryError::Map(error.to_string()))
 }
 
-/// Maps `size` bytes of memory of such `pages` and reads them from a memory file, for pages that a
-/// file cannot be mapped as.
+/// Makes the memory of `machine` and reads it from a memory file, for memory that a file cannot be
+/// mapped as.
 ///
 /// # Errors
 ///
-/// As for [`map`] and [`map_file`], or the file cannot be read.
+/// As for [`make`] and [`map_file`], or the file cannot be read.
 pub(crate) fn read_file(
-    size: u64,
+    machine: &MachineConfig,
     file: &File,
-    pages: HugePages,
 ) -> Result<MachineMemory, MemoryError> {
+    let size = machine.memory_bytes();
     check_size(file, size)?;
-    let guest = map(size, pages)?;
-    let memory = MachineMemory::new(guest, Backing::Zeros);
+    let memory = make(machine)?;
     let mut file = file;
     for range in data_ranges(file, size).map_err(MemoryError::Read)? {
         for region in &memory.regions {
@@ -261,13 +325,22 @@ fn check_size(file: &File, size: u64) -> Result<(), MemoryError> {
     Err(MemoryError::FileSize { found, size })
 }
 
-fn map_part(start: GuestAddress, size: usize, part: FileOffset) -> Result<Region, String> {
+fn map_part(
+    start: GuestAddress,
+    size: usize,
+    part: FileOffset,
+    kind: libc::c_int,
+    pages: HugePages,
+) -> Result<Region, String> {
     let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+        .with_mmap_flags(kind | libc::MAP_NORESERVE)
         .with_file_offset(part)
         .build()
         .map_err(|error| error.to_string())?;
+    if pages == HugePages::Transparent {
+        ask_for_huge_pages(&mapping);
+    }
     place(mapping, start)
 }
 
@@ -288,15 +361,20 @@ fn map_region(start: GuestAddress, size: usize, pages: HugePages) -> Result<Regi
         .build()
         .map_err(text)?;
     if pages == HugePages::Transparent {
-        // SAFETY: the range is the mapping that was just made. The advice changes no byte of it.
-        let result = unsafe { libc::madvise(mapping.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
-        if result != 0 {
-            // A kernel without them: the guest has ordinary pages then, and is none the worse.
-            let error = io::Error::last_os_error();
-            tracing::warn!("the host has no transparent huge pages: {error}");
-        }
+        ask_for_huge_pages(&mapping);
     }
     place(mapping, start)
+}
+
+fn ask_for_huge_pages(mapping: &MmapRegion<AtomicBitmap>) {
+    let (start, size) = (mapping.as_ptr().cast(), mapping.size());
+    // SAFETY: the range is the mapping, which lives. The advice changes no byte of it.
+    let result = unsafe { libc::madvise(start, size, libc::MADV_HUGEPAGE) };
+    if result != 0 {
+        // A kernel without them: the guest has ordinary pages then, and is none the worse.
+        let error = io::Error::last_os_error();
+        tracing::warn!("the host has no transparent huge pages: {error}");
+    }
 }
 
 fn place(mapping: MmapRegion<AtomicBitmap>, start: GuestAddress) -> Result<Region, String> {

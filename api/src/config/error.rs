@@ -29,6 +29,12 @@ pub enum ConfigError {
         "Machine config error: The memory size (MiB) is either 0, or not a multiple of the configured page size."
     )]
     MemorySize,
+    /// Memory that is shared and of reserved huge pages.
+    #[error(
+        "Machine config error: `shared_memory` does not go with reserved huge pages: use \
+         `huge_pages` None or Transparent"
+    )]
+    SharedHugePages,
     /// A static CPU template.
     #[error(
         "the CPU template {0:?} is not supported by this version of brume: leave `cpu_template` \

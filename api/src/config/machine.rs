@@ -81,6 +81,15 @@ pub struct MachineConfig {
     #[serde(default, deserialize_with = "super::null_as_default")]
     #[schema(value_type = Option<HugePages>)]
     pub huge_pages: HugePages,
+    /// brume only: whether the memory is a file without a name, which another process of this host
+    /// can be given, so that a machine that moves there is not copied. Not with reserved pages.
+    #[serde(
+        default,
+        deserialize_with = "super::null_as_default",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    #[schema(value_type = Option<bool>)]
+    pub shared_memory: bool,
 }
 
 /// A change of the machine: what is left out stays as it is.
@@ -102,6 +111,8 @@ pub struct MachineConfigPatch {
     pub track_dirty_pages: Option<bool>,
     /// What the memory is backed with.
     pub huge_pages: Option<HugePages>,
+    /// brume only: whether another process of this host can be given the memory.
+    pub shared_memory: Option<bool>,
 }
 
 impl MachineConfigPatch {
@@ -117,6 +128,7 @@ impl MachineConfigPatch {
         set(&mut config.smt, self.smt);
         set(&mut config.track_dirty_pages, self.track_dirty_pages);
         set(&mut config.huge_pages, self.huge_pages);
+        set(&mut config.shared_memory, self.shared_memory);
         if self.cpu_template.is_some() {
             config.cpu_template = self.cpu_template;
         }
@@ -132,6 +144,7 @@ impl Default for MachineConfig {
             cpu_template: None,
             track_dirty_pages: false,
             huge_pages: HugePages::None,
+            shared_memory: false,
         }
     }
 }
@@ -153,6 +166,9 @@ impl MachineConfig {
         let whole = self.mem_size_mib.is_multiple_of(self.huge_pages.unit_mib());
         if !whole || !(1..=MAX_MEMORY_MIB).contains(&self.mem_size_mib) {
             return Err(ConfigError::MemorySize);
+        }
+        if self.shared_memory && self.huge_pages == HugePages::Size2M {
+            return Err(ConfigError::SharedHugePages);
         }
         match self.cpu_template {
             None | Some(CpuTemplate::None) => Ok(()),

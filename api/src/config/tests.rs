@@ -111,6 +111,16 @@ fn machines_that_cannot_be_are_refused() {
         machine(1, 8, &pages).unwrap();
     }
     machine(1, 7, r#", "huge_pages": null"#).unwrap();
+    assert!(matches!(
+        machine(1, 8, r#", "huge_pages": "2M", "shared_memory": true"#),
+        Err(ConfigError::SharedHugePages)
+    ));
+    machine(
+        1,
+        8,
+        r#", "huge_pages": "Transparent", "shared_memory": true"#,
+    )
+    .unwrap();
     machine(1, 8, r#", "huge_pages": "1G""#).unwrap_err();
     assert!(matches!(
         machine(3, 8, r#", "smt": true"#),

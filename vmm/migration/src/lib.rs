@@ -8,6 +8,7 @@
 //!    Hello, purpose Control   --------------------------------->
 //!    <------------------------------------------------- Welcome
 //!    Offer                    --------------------------------->  can it run here?
+//!    (the file of its memory, on a unix socket; then no pages are sent)
 //!    <------------------------------------ Accepted, or Refused
 //!    (further connections: Hello, Welcome)
 //!    (with disks: Disk ...; DisksEnded; DisksTaken, until little of them is left)

@@ -104,11 +104,15 @@ impl Instance {
         let incoming = self.incoming.as_mut()?;
         // Whoever asked may have ended.
         match event {
-            IncomingEvent::Prepare { offer, reply } => {
+            IncomingEvent::Prepare {
+                offer,
+                handed,
+                reply,
+            } => {
                 let prepared = match (self.options)() {
                     Ok(options) => {
                         let (description, sender) = (&mut self.description, &self.sender);
-                        incoming.prepare(&offer, description, options, sender)
+                        incoming.prepare((&offer, handed), description, options, sender)
                     }
                     Err(error) => Err(vec![error.to_string()]),
                 };

@@ -134,7 +134,11 @@ impl Machine {
     }
 
     fn find_pages(&self, wanted: Wanted) -> Result<PageSet, Fault> {
-        let found = pagemap::find(&self.memory.regions, self.memory.size, wanted);
+        let found = match self.memory.shared() {
+            // The page tables of one process say little of memory that others have written.
+            Some(_) => self.memory.written_pages(),
+            None => pagemap::find(&self.memory.regions, self.memory.size, wanted),
+        };
         found.map_err(|error| {
             Fault::new(format!(
                 "The host does not tell which pages of the guest's memory it holds: {error}"

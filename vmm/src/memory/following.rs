@@ -18,9 +18,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use brume_virtio::GuestMemory;
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use super::uffd::{Uffd, UffdError};
 use crate::page_set::{PAGE_SIZE, PageSet, Region, regions};
+
+type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 
 /// Memory of which a part is still elsewhere.
 pub(crate) struct Following {
@@ -51,10 +55,17 @@ impl Following {
     pub(crate) fn begin(guest: &GuestMemory, missing: PageSet) -> Result<Self, UffdError> {
         let uffd = Uffd::own()?;
         let regions = regions(guest);
+        let is_shared = |region: &GuestRegion| region.flags() & libc::MAP_SHARED != 0;
+        let advice = if guest.iter().any(is_shared) {
+            // Only what its file has not got is missing.
+            libc::MADV_REMOVE
+        } else {
+            libc::MADV_DONTNEED
+        };
         for region in &regions {
             // Large pages would bring back what is dropped here around each small one.
             for range in missing.ranges_in(region.words()) {
-                discard(region, range).map_err(UffdError::Register)?;
+                discard(region, range, advice).map_err(UffdError::Register)?;
             }
             uffd.register(region).map_err(UffdError::Register)?;
         }
@@ -208,7 +219,7 @@ fn settle(
     }
 }
 
-fn discard(region: &Region, pages: Range<u64>) -> io::Result<()> {
+fn discard(region: &Region, pages: Range<u64>, advice: libc::c_int) -> io::Result<()> {
     let within = region.pages();
     let (start, end) = (pages.start.max(within.start), pages.end.min(within.end));
     let bytes = |pages: u64| usize::try_from(pages * PAGE_SIZE).map_err(io::Error::other);
@@ -216,7 +227,7 @@ fn discard(region: &Region, pages: Range<u64>) -> io::Result<()> {
     let len = bytes(end.saturating_sub(start))?;
     // SAFETY: the range is within a mapping of guest memory that nobody else uses yet, so nobody is
     // surprised by the zeros that it holds then.
-    let result = unsafe { libc::madvise(address as *mut libc::c_void, len, libc::MADV_DONTNEED) };
+    let result = unsafe { libc::madvise(address as *mut libc::c_void, len, advice) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -228,7 +239,7 @@ mod tests {
     use std::sync::Arc;
     use std::thread;
 
-    use brume_api::config::HugePages;
+    use brume_api::config::MachineConfig;
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
@@ -237,7 +248,17 @@ mod tests {
 
     #[test]
     fn who_touches_a_page_waits_until_it_comes() {
-        let guest = super::super::map(SIZE, HugePages::None).unwrap();
+        let mut machine = MachineConfig {
+            mem_size_mib: SIZE >> 20,
+            ..MachineConfig::default()
+        };
+        page_comes_when_it_is_touched(&machine);
+        machine.shared_memory = true;
+        page_comes_when_it_is_touched(&machine);
+    }
+
+    fn page_comes_when_it_is_touched(machine: &MachineConfig) {
+        let guest = super::super::make(machine).unwrap().guest;
         let at = |page: u64| GuestAddress(page * PAGE_SIZE);
         for page in [3, 4, 5] {
             guest.write_obj(1_u8, at(page)).unwrap();

@@ -8,7 +8,7 @@ use std::ops::Range;
 use brume_snapshot::memory_file::data_ranges;
 
 use crate::memory::pagemap::{self, Wanted};
-use crate::memory::{Backing, MachineMemory};
+use crate::memory::{Backing, MachineMemory, shared};
 use crate::page_set::{PAGE_SIZE, PageSet, Region};
 
 /// Looks for pages in use.
@@ -22,6 +22,8 @@ enum Always {
     None,
     /// Those that the memory's file has data for.
     These(PageSet),
+    /// Nothing; the host's page tables say nothing either, but this file, which is the memory.
+    Shared(File),
     /// All of them: what was not touched yet is not known here.
     All,
 }
@@ -36,6 +38,7 @@ impl InUse {
         let always = match &memory.backing {
             Backing::Zeros => Always::None,
             Backing::File(file) => Always::These(data_pages(file, memory.size)?),
+            Backing::Shared(file) => Always::Shared(file.try_clone()?),
             Backing::Uffd => Always::All,
         };
         Ok(Self { always })
@@ -53,11 +56,17 @@ impl InUse {
         first: usize,
         words: &mut [u64],
     ) -> io::Result<()> {
-        if matches!(self.always, Always::All) {
-            return Ok(());
-        }
-        let part = part_of(region, first, words.len());
-        let own = pagemap::find_in(&part, Wanted::Own)?;
+        let own = match &self.always {
+            Always::All => return Ok(()),
+            Always::Shared(file) => {
+                let bytes = |words: usize| words as u64 * 64 * PAGE_SIZE;
+                shared::written_pages(file, bytes(first)..bytes(first + words.len()))?
+            }
+            Always::None | Always::These(_) => {
+                let part = part_of(region, first, words.len());
+                pagemap::find_in(&part, Wanted::Own)?
+            }
+        };
         let own = own.words(0..words.len());
         let always = match &self.always {
             Always::These(pages) => pages.words(first..first + words.len()),
@@ -76,9 +85,9 @@ impl InUse {
     ///
     /// The host does not tell.
     pub(super) fn pages(&self, memory: &MachineMemory) -> io::Result<PageSet> {
-        let mut pages = pagemap::find(&memory.regions, memory.size, Wanted::Own)?;
+        let mut pages = memory.written_pages()?;
         match &self.always {
-            Always::None => {}
+            Always::None | Always::Shared(_) => {}
             Always::These(always) => pages.insert_all(always),
             Always::All => pages = PageSet::full(memory.size),
         }

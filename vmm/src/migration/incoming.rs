@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A machine that arrives, as the owner of the process sees it.
 
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -19,7 +20,7 @@ use crate::build::BuildOptions;
 use crate::event::EventSender;
 use crate::instance::Description;
 use crate::machine::{MachineParts, Start};
-use crate::memory::{self, Backing, Following, MachineMemory};
+use crate::memory::{self, Following, shared};
 use crate::snapshot::{GoOn, Identity, MachineState, Prepared};
 
 /// What the thread that receives wants of the owner.
@@ -27,6 +28,8 @@ pub(crate) enum IncomingEvent {
     /// Make all that the machine needs; the memory, or what does not fit.
     Prepare {
         offer: Box<Offer>,
+        /// Its memory, if the source has handed it over.
+        handed: Option<OwnedFd>,
         reply: Sender<Result<(GuestMemory, DisksIn), Vec<String>>>,
     },
     /// Give the machine its state.
@@ -81,6 +84,8 @@ pub(crate) struct Incoming {
     /// What it was described as before.
     blank: Description,
     paused: bool,
+    /// Whether its memory is the source's.
+    shares_memory: bool,
     stage: Stage,
 }
 
@@ -100,6 +105,7 @@ impl Incoming {
             request,
             blank,
             paused: false,
+            shares_memory: false,
             stage: Stage::Awaited,
         }
     }
@@ -107,7 +113,7 @@ impl Incoming {
     /// Makes what the machine of `offer` needs; `description` becomes that machine's.
     pub(crate) fn prepare(
         &mut self,
-        offer: &Offer,
+        (offer, handed): (&Offer, Option<OwnedFd>),
         description: &mut Description,
         options: BuildOptions,
         sender: &EventSender,
@@ -127,7 +133,7 @@ impl Incoming {
         config.metrics.clone_from(&own.metrics);
         config.serial.clone_from(&own.serial);
         description.config = config;
-        let prepared = make(description, options, sender).and_then(|prepared| {
+        let prepared = make(description, handed, options, sender).and_then(|prepared| {
             let reasons = offer.cpu_misfits(&prepared);
             if reasons.is_empty() {
                 Ok(prepared)
@@ -139,6 +145,7 @@ impl Incoming {
             Ok(prepared) => {
                 let memory = prepared.memory().guest.clone();
                 self.paused = offer.paused;
+                self.shares_memory = offer.shares_memory;
                 self.stage = Stage::Prepared(Box::new(prepared));
                 Ok((memory, disks))
             }
@@ -181,6 +188,11 @@ impl Incoming {
             identity: Identity::Same,
             resume: self.request.resume_vm && !self.paused,
         };
+        if self.shares_memory && description.config.machine_config.track_dirty_pages {
+            // As if it had been copied: the first diff that is made here is since nothing.
+            let marked = prepared.memory().mark_written();
+            marked.map_err(|error| format!("the memory that was handed over: {error}"))?;
+        }
         state.advance(stopped.time());
         let parts = prepared.load(state, &go_on);
         let parts = parts.map_err(|error| with_causes(&error))?;
@@ -244,16 +256,23 @@ fn take_disks(parts: &MachineParts, other_host: bool) -> Result<(), String> {
     Ok(())
 }
 
+/// Makes all but the state. Of memory that was handed over nothing is touched: its guest still runs
+/// at the source. Nor does giving it its state touch it, as far as we do that. KVM writes to it what
+/// the guest has asked it for: the time of day when that register is set (which is read only by who
+/// has just set it), and the clock and the steal time of a vCPU before it runs for the first time.
+/// If the machine stays at the source after all, its KVM writes the same places anew.
 fn make(
     description: &Description,
+    handed: Option<OwnedFd>,
     options: BuildOptions,
     sender: &EventSender,
 ) -> Result<Prepared, Vec<String>> {
     let machine = &description.config.machine_config;
     let told = |why: String| vec![format!("the target: {why}")];
-    let guest = memory::map(machine.memory_bytes(), machine.huge_pages);
-    let guest = guest.map_err(|error| told(with_causes(&error)))?;
-    let memory = MachineMemory::new(guest, Backing::Zeros);
+    let memory = match handed {
+        Some(fd) => shared::adopt(machine, fd).map_err(|error| told(with_causes(&error)))?,
+        None => memory::make(machine).map_err(|error| told(with_causes(&error)))?,
+    };
     Prepared::new(description, memory, options, sender, Locking::Later)
         .map_err(|error| told(with_causes(&error)))
 }

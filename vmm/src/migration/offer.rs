@@ -48,10 +48,22 @@ pub(crate) struct Offer {
     pub(crate) may_follow: bool,
     /// How many connections carry memory.
     pub(crate) connections: u8,
+    /// Whether the file that is all of its memory comes next. If the target takes it, no memory
+    /// moves, and there is neither another connection nor a follower, whatever else is said here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) shares_memory: bool,
     /// Whether the contents of the drives move too.
     pub(crate) with_disks: bool,
     /// Whether the machine is paused, and is to stay so.
     pub(crate) paused: bool,
+}
+
+/// What the target says to an offer that it takes.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Acceptance {
+    /// Whether it has mapped the memory that was handed over.
+    pub(super) shares_memory: bool,
 }
 
 /// What is behind a drive.
@@ -113,6 +125,7 @@ impl Offer {
             mode: MigrationMode::PreCopy,
             may_follow: false,
             connections: 1,
+            shares_memory: false,
             with_disks: false,
             paused: false,
         }
@@ -190,7 +203,11 @@ impl Offer {
             let why = Fault::from_error(&error).message;
             reasons.push(format!("the machine is none that can be made here: {why}"));
         }
-        if let Some(available) = available_memory()
+        if self.shares_memory && !config.machine_config.shared_memory {
+            reasons.push("the source hands over memory of a machine that does not share it".into());
+        }
+        // What is handed over is used already.
+        if let Some(available) = available_memory().filter(|_| !self.shares_memory)
             && available < self.memory_in_use
         {
             reasons.push(format!(

@@ -45,6 +45,8 @@ pub(super) struct Passes {
     tracker: Arc<Mutex<DirtyTracker>>,
     in_use: InUse,
     progress: Progress,
+    /// Whether the target has mapped the memory: then there is nothing to send.
+    is_shared: bool,
 }
 
 /// A piece of the memory.
@@ -65,15 +67,39 @@ impl Passes {
         tracker: Arc<Mutex<DirtyTracker>>,
         progress: Progress,
     ) -> Result<Self, SourceError> {
+        let passes = Self::new(memory, tracker, progress)?;
+        passes.tracker().start_full(Reader::Transfer)?;
+        Ok(passes)
+    }
+
+    /// No passes: the target has mapped the memory too. Nothing is noted.
+    ///
+    /// # Errors
+    ///
+    /// The host does not hold its file any longer.
+    pub(super) fn none(
+        memory: Arc<MachineMemory>,
+        tracker: Arc<Mutex<DirtyTracker>>,
+        progress: Progress,
+    ) -> Result<Self, SourceError> {
+        let mut passes = Self::new(memory, tracker, progress)?;
+        passes.is_shared = true;
+        Ok(passes)
+    }
+
+    fn new(
+        memory: Arc<MachineMemory>,
+        tracker: Arc<Mutex<DirtyTracker>>,
+        progress: Progress,
+    ) -> Result<Self, SourceError> {
         let in_use = InUse::of(&memory).map_err(SourceError::Search)?;
-        let passes = Self {
+        Ok(Self {
             memory,
             tracker,
             in_use,
             progress,
-        };
-        passes.tracker().start_full(Reader::Transfer)?;
-        Ok(passes)
+            is_shared: false,
+        })
     }
 
     /// Ends it: nothing is noted any more.
@@ -139,6 +165,9 @@ impl Passes {
     ///
     /// It cannot be sent.
     pub(super) fn last(&self, number: u32, lanes: &mut Lanes) -> Result<PassDone, SourceError> {
+        if self.is_shared {
+            return Ok(PassDone::default());
+        }
         let left = self.left()?;
         let mut done = PassDone {
             pages: left.count(),

@@ -2,6 +2,7 @@
 //! The source's side of a move, up to the hand-over.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -15,7 +16,7 @@ use super::control::Control;
 use super::disks::Disks;
 use super::error::SourceError;
 use super::lanes::{Lane, Lanes};
-use super::offer::Offer;
+use super::offer::{Acceptance, Offer};
 use super::pace::{Next, Pace, Passed};
 use super::passes::{PassDone, Passes};
 use super::route::Route;
@@ -140,22 +141,22 @@ impl Departure {
         let mut channel = self.connect()?;
         channel.greet(&self.route.session, Purpose::Control)?;
         self.progress.enter(MigrationPhase::Negotiating);
-        let sent = self.offer(&mut channel).and_then(|()| {
-            let others = self.open_others()?;
-            let faults = self.offer.may_follow.then(|| Faults::connect(&self.route));
-            Ok((others, faults.transpose()?))
-        });
-        let (others, faults) = match sent {
+        self.offer.shares_memory = channel.link().is_local() && self.memory.shared().is_some();
+        let accepted = match self.offer(&mut channel) {
+            Ok(accepted) => accepted,
+            Err(error) => return Err(call_off(&mut channel, error)),
+        };
+        if accepted.shares_memory {
+            return self.send_shared(channel, begun);
+        }
+        let (others, faults) = match self.open_others() {
             Ok(others) => others,
             Err(error) => return Err(call_off(&mut channel, error)),
         };
-        let lane = |channel| Lane::new(channel, self.memory.clone(), self.control.clone());
-        let others = others.into_iter().map(lane).collect();
-        let mut lanes = Lanes::new(lane(channel), others).map_err(SourceError::Thread)?;
-        let (control, progress) = (&self.control, &self.progress);
-        if let Err(error) = self.disks.copy(&mut lanes, control, progress) {
-            return Err(call_off(&mut lanes.first.channel, error));
-        }
+        let others = others.into_iter().map(|channel| self.lane(channel));
+        let mut lanes =
+            Lanes::new(self.lane(channel), others.collect()).map_err(SourceError::Thread)?;
+        self.copy_disks(&mut lanes)?;
         let passes = Passes::begin(
             self.memory.clone(),
             self.tracker.clone(),
@@ -166,17 +167,46 @@ impl Departure {
             Ok(done) => done,
             Err(error) => return Err(call_off(&mut lanes.first.channel, error)),
         };
-        let switch = SwitchOver {
-            passes: &passes,
-            lanes: &mut lanes,
+        let faults = faults.filter(|_| follow == Follow::Yes);
+        self.switch_over(&passes, &mut lanes).run(number, faults)
+    }
+
+    /// Sends a machine whose memory the target has mapped.
+    fn send_shared(
+        &mut self,
+        channel: Channel,
+        begun: &mut Option<Arc<Passes>>,
+    ) -> Result<SourceEnd, SourceError> {
+        let (memory, tracker) = (self.memory.clone(), self.tracker.clone());
+        let passes = Passes::none(memory, tracker, self.progress.clone())?;
+        let passes = begun.insert(Arc::new(passes)).clone();
+        let mut lanes = Lanes::new(self.lane(channel), Vec::new()).map_err(SourceError::Thread)?;
+        self.copy_disks(&mut lanes)?;
+        self.switch_over(&passes, &mut lanes).run(0, None)
+    }
+
+    /// Copies the disks, if they move too, while the guest runs.
+    fn copy_disks(&mut self, lanes: &mut Lanes) -> Result<(), SourceError> {
+        let (control, progress) = (&self.control, &self.progress);
+        let copied = self.disks.copy(lanes, control, progress);
+        copied.map_err(|error| call_off(&mut lanes.first.channel, error))
+    }
+
+    fn switch_over<'a>(&'a mut self, passes: &'a Passes, lanes: &'a mut Lanes) -> SwitchOver<'a> {
+        SwitchOver {
+            passes,
+            lanes,
             disks: &mut self.disks,
             control: &self.control,
             progress: &self.progress,
             sender: &self.sender,
             route: &self.route,
             drives: &self.drives,
-        };
-        switch.run(number, faults.filter(|_| follow == Follow::Yes))
+        }
+    }
+
+    fn lane(&self, channel: Channel) -> Lane {
+        Lane::new(channel, self.memory.clone(), self.control.clone())
     }
 
     fn connect(&self) -> Result<Channel, SourceError> {
@@ -189,28 +219,43 @@ impl Departure {
         Ok(channel)
     }
 
-    /// Agrees with the target on what moves.
-    fn offer(&self, channel: &mut Channel) -> Result<(), SourceError> {
+    /// Agrees with the target on what moves. Memory that can be shared is handed over with it:
+    /// before it accepts, the target makes all that the machine needs, and its memory first.
+    fn offer(&self, channel: &mut Channel) -> Result<Acceptance, SourceError> {
         let offer = serde_json::to_value(&self.offer).map_err(ChannelError::Message)?;
         channel.send(&Message::Offer(offer))?;
+        if let Some(file) = self.memory.shared().filter(|_| self.offer.shares_memory) {
+            channel.send_fd(file.as_fd())?;
+        }
         channel.set_limit(OFFER_LIMIT)?;
-        match channel.receive_message()? {
-            Message::Accepted(_) => {}
+        let accepted = match channel.receive_message()? {
+            Message::Accepted(accepted) => accepted,
             Message::Refused { reasons } => return Err(SourceError::Refused(reasons)),
             Message::Failed { why } => return Err(SourceError::Target(why)),
             _ => return Err(out_of_turn()),
-        }
+        };
         channel.set_limit(STALL_LIMIT)?;
-        Ok(())
+        let accepted: Option<Acceptance> =
+            serde_json::from_value(accepted).map_err(ChannelError::Message)?;
+        let accepted = accepted.unwrap_or_default();
+        if accepted.shares_memory && !self.offer.shares_memory {
+            return Err(out_of_turn());
+        }
+        Ok(accepted)
     }
 
-    fn open_others(&self) -> Result<Vec<Channel>, SourceError> {
+    /// The connections that carry memory besides, and the one for what the guest waits for, if
+    /// memory may follow it.
+    fn open_others(&self) -> Result<(Vec<Channel>, Option<Channel>), SourceError> {
         let open = |index| {
             let mut channel = self.connect()?;
             channel.greet(&self.route.session, Purpose::Pages { index })?;
             Ok(channel)
         };
-        (1..self.request.connections).map(open).collect()
+        let others = (1..self.request.connections).map(open);
+        let others = others.collect::<Result<_, SourceError>>()?;
+        let faults = self.offer.may_follow.then(|| Faults::connect(&self.route));
+        Ok((others, faults.transpose()?))
     }
 
     /// Passes until the guest can be stopped; the number of the last pass, and whether what is left

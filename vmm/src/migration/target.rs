@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
@@ -20,7 +21,7 @@ use super::control::Control;
 use super::disks_in::DisksIn;
 use super::following::Handset;
 use super::incoming::{IncomingEvent, Stopped};
-use super::offer::Offer;
+use super::offer::{Acceptance, Offer};
 use super::serving::words_of;
 use super::status::{Progress, micros};
 use crate::event::{Event, EventSender};
@@ -138,6 +139,7 @@ impl Reception {
             reception: self,
             session: &hello.session,
             channel: Some(channel),
+            shares_memory: false,
             missing: None,
             following: None,
             handset: Handset::default(),
@@ -184,6 +186,8 @@ struct Arrival<'a> {
     reception: &'a Reception,
     session: &'a Session,
     channel: Option<Channel>,
+    /// Whether its memory is the source's.
+    shares_memory: bool,
     /// What is to follow.
     missing: Option<PageSet>,
     following: Option<Arc<Following>>,
@@ -203,10 +207,16 @@ impl Arrival<'_> {
         };
         self.reception.control.watch(channel.closer()?);
         channel.welcome(hello)?;
-        let offer = hear_offer(channel)?;
-        let memory = self.prepare(&offer)?;
-        let rendezvous = Arc::new(Rendezvous::new(usize::from(offer.connections)));
-        let others = self.accept_others(offer.connections, offer.may_follow)?;
+        let (offer, handed) = hear_offer(channel)?;
+        self.shares_memory = handed.is_some();
+        let memory = self.prepare(&offer, handed)?;
+        let (connections, may_follow) = if self.shares_memory {
+            (1, false)
+        } else {
+            (offer.connections, offer.may_follow)
+        };
+        let rendezvous = Arc::new(Rendezvous::new(usize::from(connections)));
+        let others = self.accept_others(connections, may_follow)?;
         let progress = &self.reception.progress;
         let arrivals = Arrivals::start(others, &memory, &rendezvous, progress)?;
         let state = match self.memory_and_state(&memory, &rendezvous) {
@@ -266,12 +276,17 @@ impl Arrival<'_> {
     }
 
     /// Has the owner make what the machine needs, and tells the source.
-    fn prepare(&mut self, offer: &Offer) -> Result<Arc<MachineMemory>, Failure> {
+    fn prepare(
+        &mut self,
+        offer: &Offer,
+        handed: Option<OwnedFd>,
+    ) -> Result<Arc<MachineMemory>, Failure> {
         let progress = &self.reception.progress;
         progress.enter(MigrationPhase::Negotiating);
         let (reply, prepared) = channel();
         let event = IncomingEvent::Prepare {
             offer: Box::new(offer.clone()),
+            handed,
             reply,
         };
         self.reception.sender.send(Event::Incoming(event));
@@ -282,14 +297,20 @@ impl Arrival<'_> {
         match prepared {
             Ok(Ok((guest, disks))) => {
                 self.disks = disks;
-                channel.send(&Message::Accepted(serde_json::Value::Null))?;
+                let accepted = Acceptance {
+                    shares_memory: self.shares_memory,
+                };
+                let accepted = serde_json::to_value(accepted).map_err(ChannelError::Message)?;
+                channel.send(&Message::Accepted(accepted))?;
                 channel.set_limit(STALL_LIMIT)?;
                 let memory = MachineMemory::new(guest, Backing::Zeros);
                 progress.update(|status| {
                     status.memory_bytes = memory.size;
                     status.mode = offer.mode;
                 });
-                progress.enter(MigrationPhase::PreCopy);
+                if !self.shares_memory {
+                    progress.enter(MigrationPhase::PreCopy);
+                }
                 Ok(Arc::new(memory))
             }
             Ok(Err(reasons)) => Err(channel.refuse(reasons).into()),
@@ -358,7 +379,7 @@ impl Arrival<'_> {
         let mut state = Vec::new();
         loop {
             match channel.receive()? {
-                Received::Pages(pages) => take(memory, pages, progress)?,
+                Received::Pages(pages) if !self.shares_memory => take(memory, pages, progress)?,
                 Received::Disk {
                     drive,
                     offset,
@@ -379,7 +400,7 @@ impl Arrival<'_> {
                     }
                     state.extend_from_slice(bytes);
                 }
-                Received::Missing { first_word, bytes } => {
+                Received::Missing { first_word, bytes } if !self.shares_memory => {
                     let empty = || PageSet::empty(memory.size);
                     let missing = self.missing.get_or_insert_with(empty);
                     let first = usize::try_from(first_word).unwrap_or(usize::MAX);
@@ -695,7 +716,8 @@ pub(super) fn ends_mean_something(channel: &Channel) -> bool {
     channel.link().is_local() || channel.link().is_secured()
 }
 
-fn hear_offer(channel: &mut Channel) -> Result<Offer, Failure> {
+/// What the source sends, and its memory, if it hands that over.
+fn hear_offer(channel: &mut Channel) -> Result<(Offer, Option<OwnedFd>), Failure> {
     let Message::Offer(offer) = channel.receive_message()? else {
         return Err(Failure("the source has not said what it sends".into()));
     };
@@ -710,5 +732,6 @@ fn hear_offer(channel: &mut Channel) -> Result<Offer, Failure> {
         let why = format!("a machine comes over 1 to {MOST_CONNECTIONS} connections");
         return Err(channel.refuse(vec![why]).into());
     }
-    Ok(offer)
+    let handed = offer.shares_memory.then(|| channel.receive_fd());
+    Ok((offer, handed.transpose()?))
 }

@@ -20,7 +20,6 @@ use super::machine_state::Paused;
 use super::mark::Mark;
 use super::memory_file::{self, Zeros};
 use super::sections::{MachineSection, MemorySection, Witness};
-use crate::memory::pagemap::{self, Wanted};
 use crate::memory::{Backing, MachineMemory};
 use crate::page_set::PageSet;
 
@@ -233,7 +232,7 @@ pub(crate) fn pages_in_use(
         // What was not touched yet is not known here, and comes when it is read.
         return Ok(PageSet::full(memory.size));
     }
-    pagemap::find(&memory.regions, memory.size, Wanted::Own).map_err(CreateError::Pagemap)
+    memory.written_pages().map_err(CreateError::Pagemap)
 }
 
 fn machine_section(config: &VmConfig) -> MachineSection {

@@ -162,6 +162,10 @@ impl Saved {
         let machine = &mut config.machine_config;
         machine.huge_pages = request.huge_pages.resolve(machine.huge_pages);
         machine.track_dirty_pages = request.track_dirty_pages;
+        if request.mem_backend.backend_type == BackendType::Uffd {
+            // Whoever serves the memory serves this process.
+            machine.shared_memory = false;
+        }
         Ok(self)
     }
 
@@ -176,9 +180,11 @@ impl Saved {
         let memory = match request.mem_backend.backend_type {
             BackendType::File => {
                 let file = open(path)?;
-                match self.config.machine_config.huge_pages {
-                    HugePages::None => memory::map_file(size, file)?,
-                    pages => memory::read_file(size, &file, pages)?,
+                let machine = &self.config.machine_config;
+                if machine.huge_pages == HugePages::None && !machine.shared_memory {
+                    memory::map_file(size, file)?
+                } else {
+                    memory::read_file(machine, &file)?
                 }
             }
             BackendType::Uffd => {
@@ -247,7 +253,7 @@ fn prefault(memory: &MachineMemory) -> Result<(), LoadError> {
             pages.read_in(&data, || true).map_err(LoadError::Prefault)
         }
         // It has been read.
-        Backing::Zeros => Ok(()),
+        Backing::Zeros | Backing::Shared(_) => Ok(()),
     }
 }
 
