@@ -155,7 +155,13 @@ fn disks_are_the_same_when_the_machine_arrives() {
         let mut machine = Move::new(engine);
         work_past(&mut machine.source, 500);
         // Slow enough for the guest to write while its disk moves.
-        machine.send(&json!({"bandwidth_limit": 40 * MIB}));
+        let body = json!({
+            "bandwidth_limit": 40 * MIB,
+            // It may write faster than that.
+            "timeout_s": 2,
+            "on_timeout": "Force",
+        });
+        machine.send(&body);
         let target = machine.over(&machine.target);
         assert_eq!(target.phase, MigrationPhase::Completed, "{target:#?}");
         let source = machine.over(&machine.source);

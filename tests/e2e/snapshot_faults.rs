@@ -69,9 +69,10 @@ impl Saved {
 fn fresh() -> ApiVm {
     ApiVm::start_with(brume(), |command| {
         // What a forged snapshot names is made there, not here.
-        let folder = command
-            .get_args()
-            .nth(1)
+        let mut args = command.get_args();
+        let folder = args
+            .find(|arg| *arg == "--api-sock")
+            .and_then(|_| args.next())
             .and_then(|socket| Path::new(socket).parent().map(Path::to_owned));
         let mut command = command;
         command.current_dir(folder.unwrap());
