@@ -205,9 +205,12 @@ impl Source {
             SourceEvent::Failed
             | SourceEvent::Standing(Standing::WaitsForCommit | Standing::HasDropped)
             | SourceEvent::Unexpected
-            | SourceEvent::TimedOut
             | SourceEvent::CancelRequested => {
                 self.to(SourceState::Kept, &[SendCancel, ResumeGuest])
+            }
+            // A target that does not answer may not hear either, and would wait for a word.
+            SourceEvent::TimedOut => {
+                self.to(SourceState::Kept, &[SendCancel, ResumeGuest, Reconnect])
             }
             SourceEvent::Decision(_) => &[Refuse(Refusal::Connected)],
             SourceEvent::AllSent { .. } | SourceEvent::Returned => &[],

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A guest that goes before its memory, which follows it; also when the connection breaks meanwhile,
+//! and when others must not read along.
+
+use std::path::Path;
+use std::process::Command;
+
+use brume_api::MigrationPhase;
+use brume_tests::migration::{Link, Pair, Setup, Side};
+use serde_json::{Value, json};
+
+use crate::migration::{LIMIT, WRITES, assert_settled};
+
+#[test]
+fn memory_follows_a_guest_over_every_link() {
+    for link in [Link::Unix, Link::Tcp, Link::TwoHosts] {
+        for mode in ["PostCopy", "Hybrid"] {
+            let mut pair = Pair::start(&Setup {
+                args: WRITES,
+                link,
+                ..Setup::default()
+            });
+            let body = json!({"mode": mode, "connections": 2, "max_downtime_ms": 1});
+            pair.moved(&body, LIMIT);
+            assert_settled(&mut pair);
+        }
+    }
+}
+
+#[test]
+fn a_guest_waits_for_memory_whose_connection_breaks_and_gets_it() {
+    let mut pair = Pair::start(&Setup {
+        args: "bare.touch=64 bare.rate=20",
+        link: Link::Tcp,
+        proxied: true,
+        ..Setup::default()
+    });
+    pair.send(&json!({"mode": "PostCopy", "bandwidth_limit": 0}));
+    pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
+    let proxy = pair.proxy.as_ref().unwrap();
+    proxy.cut();
+    pair.wait(Side::Source, &[MigrationPhase::PostCopyInterrupted], LIMIT);
+    pair.wait(Side::Target, &[MigrationPhase::PostCopyInterrupted], LIMIT);
+    // Neither side gives it up.
+    let refused = pair.cancel(Side::Source);
+    assert_eq!(refused.status, 400, "{refused:?}");
+    pair.proxy.as_ref().unwrap().mend();
+    let status = pair.wait(Side::Source, &[MigrationPhase::Completed], LIMIT);
+    assert_eq!(status.error, None);
+    pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
+    assert_settled(&mut pair);
+}
+
+/// Makes an authority in `folder`, and a certificate for each of both sides.
+fn make_certificates(folder: &Path) {
+    let script = "
+        openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca -days 2
+        for name in a b; do
+            openssl req -newkey rsa:2048 -nodes -keyout $name.key -out $name.csr -subj /CN=$name
+            printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\n' > ext
+            openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
+                -extfile ext -out $name.pem
+        done";
+    let made = Command::new("sh")
+        .args(["-ec", script])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+}
+
+fn tls(folder: &Path, name: &str) -> Value {
+    json!({
+        "ca": folder.join("ca.pem"),
+        "certificate": folder.join(format!("{name}.pem")),
+        "key": folder.join(format!("{name}.key")),
+        "server_name": "localhost",
+    })
+}
+
+#[test]
+fn a_machine_moves_in_secret_to_whom_it_is_meant_for() {
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    make_certificates(ours.path());
+    make_certificates(theirs.path());
+    for mode in ["PreCopy", "PostCopy"] {
+        let mut pair = Pair::start(&Setup {
+            args: WRITES,
+            link: Link::Tcp,
+            receive: json!({"tls": tls(ours.path(), "b")}),
+            ..Setup::default()
+        });
+        pair.send(&json!({"tls": tls(theirs.path(), "a")}));
+        let status = pair.wait(Side::Source, &[MigrationPhase::Failed], LIMIT);
+        let error = status.error.unwrap();
+        assert!(error.contains("certificate"), "{error}");
+        pair.assert_runs_on(Side::Source);
+        let body = json!({"mode": mode, "connections": 2, "tls": tls(ours.path(), "a")});
+        pair.moved(&body, LIMIT);
+        assert_settled(&mut pair);
+    }
+}
