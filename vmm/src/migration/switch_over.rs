@@ -367,7 +367,7 @@ impl Talk<'_> {
         };
         // Without it the target waits for somebody to decide.
         let _ = std::thread::Builder::new()
-            .name("migration".into())
+            .name("last words".into())
             .spawn(tell);
     }
 
