@@ -26,6 +26,11 @@ pub(crate) fn rate(bytes: u64) -> String {
     }
 }
 
+/// What became of something that was this many hundredths of it, to two places.
+pub(crate) fn ratio(percent: u32) -> String {
+    format!("to 1/{}.{:02}", percent / 100, percent % 100)
+}
+
 /// A time in milliseconds, or in seconds from 10 s on.
 pub(crate) fn micros(us: u64) -> String {
     const SECOND: u64 = 1_000_000;

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::Read;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use serde_json::json;
 
 use crate::block::disk;
 use crate::migration::{LIMIT, WRITES, assert_settled};
+use crate::snapshot_devices::exchange;
 use crate::vsock::{connect, echo};
 
 #[test]
@@ -173,33 +173,6 @@ fn a_disk_that_another_machine_has_locked_stays_with_its_machine() {
 /// The guest's address. Whoever talks to it finds it where it has been heard last.
 const GUEST: [u8; 6] = [6, 0, 0, 0, 0, 1];
 
-/// Sends frames one after the other, each until it comes back; how often one had to be sent again.
-fn exchange(socket: &FrameSocket, numbers: Range<u64>) -> u64 {
-    let mut again = 0;
-    for number in numbers {
-        let mut sent = vec![0; frame::length(3, number, frame::MAX)];
-        frame::build(&mut sent, GUEST, [2; 6], frame::DATA, number, 3);
-        let mut bytes = vec![0; 1 << 16];
-        let start = Instant::now();
-        'sending: loop {
-            assert!(start.elapsed() < SOON, "frame {number} does not come back");
-            socket.send(&sent);
-            while let Some(len) = socket.receive(&mut bytes) {
-                let back = &bytes[..len];
-                if frame::parse(back) == Some((frame::DATA, number)) {
-                    assert!(
-                        len == sent.len() && frame::intact(back, 3),
-                        "frame {number}"
-                    );
-                    break 'sending;
-                }
-            }
-            again += 1;
-        }
-    }
-    again
-}
-
 /// A place on the network for who talks to the guest.
 const PROBE: &str = "ip link add probe0 type veth peer name probe1
     ip link set probe1 master lan0 up; ip link set probe0 up";
@@ -227,14 +200,14 @@ fn frames_go_on_coming_back_from_the_other_host() {
             lan_socket(&network, |socket| {
                 let mut next = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    exchange(socket, next..next + 20);
+                    exchange(socket, GUEST, next..next + 20);
                     next += 20;
                     // Many at once, so that the rings are in use when the machine moves.
                     let mut many = [0; 600];
                     frame::build(&mut many, GUEST, [2; 6], frame::DATA, 1 << 40, 3);
                     socket.send_many(&many, 100);
                 }
-                exchange(socket, next..next + 50);
+                exchange(socket, GUEST, next..next + 50);
                 next
             })
         };

@@ -101,6 +101,15 @@ fn sprung(pair: &Pair) {
     eventually("what goes wrong has", || proxy(pair).is_spent());
 }
 
+/// A pair whose move has begun and meets `harm` at a message.
+#[track_caller]
+fn trapped(link: Link, (way, place, message): (Way, Place, &'static str), harm: Harm) -> Pair {
+    let pair = begin(link);
+    proxy(&pair).trap(way, place, message, harm);
+    pair.send(&plain());
+    pair
+}
+
 #[test]
 fn a_connection_that_breaks_before_the_hand_over_leaves_the_machine_where_it_was() {
     let at = 4 << 20;
@@ -129,9 +138,7 @@ fn a_connection_that_breaks_while_both_agree_leaves_the_machine_where_it_was() {
         (Way::Back, Place::Behind, "Accepted"),
         (Way::Back, Place::Before, "PassTaken"),
     ] {
-        let mut pair = begin(Link::Tcp);
-        proxy(&pair).trap(way, place, message, Harm::Cut);
-        pair.send(&plain());
+        let mut pair = trapped(Link::Tcp, (way, place, message), Harm::Cut);
         kept(&pair, MigrationPhase::Failed);
         assert_stays_and_can_move(&mut pair);
     }
@@ -172,9 +179,7 @@ fn a_connection_that_breaks_before_the_target_is_ready_brings_the_guest_back() {
         (Way::There, Place::Behind, "Sent"),
         (Way::Back, Place::Before, "Ready"),
     ] {
-        let mut pair = begin(Link::Tcp);
-        proxy(&pair).trap(way, place, message, Harm::Cut);
-        pair.send(&plain());
+        let mut pair = trapped(Link::Tcp, (way, place, message), Harm::Cut);
         kept(&pair, MigrationPhase::Failed);
         // A target that had everything is told that it is not needed.
         assert_stays_and_can_move(&mut pair);
@@ -190,9 +195,7 @@ fn both_sides_find_each_other_after_the_commit_was_lost() {
         (Way::Back, Place::Before, "TakenOver"),
         (Way::Back, Place::Behind, "TakenOver"),
     ] {
-        let mut pair = begin(Link::Tcp);
-        proxy(&pair).trap(way, place, message, Harm::Cut);
-        pair.send(&plain());
+        let mut pair = trapped(Link::Tcp, (way, place, message), Harm::Cut);
         let over = [MigrationPhase::Completed, MigrationPhase::Failed];
         let status = pair.wait(Side::Source, &over, LIMIT);
         sprung(&pair);
@@ -209,9 +212,11 @@ fn both_sides_find_each_other_after_the_commit_was_lost() {
 
 /// A machine whose commit was lost, and with it the connection.
 fn in_doubt() -> Pair {
-    let pair = begin(Link::Tcp);
-    proxy(&pair).trap(Way::There, Place::Before, "Commit", Harm::Stall);
-    pair.send(&plain());
+    let pair = trapped(
+        Link::Tcp,
+        (Way::There, Place::Before, "Commit"),
+        Harm::Stall,
+    );
     sprung(&pair);
     proxy(&pair).cut();
     proxy(&pair).go_on();
@@ -298,9 +303,7 @@ fn a_relay_that_ends_does_not_make_two_machines_of_one() {
         (Way::There, Place::Behind, "Commit"),
         (Way::Back, Place::Before, "TakenOver"),
     ] {
-        let mut pair = begin(Link::Tcp);
-        proxy(&pair).trap(way, place, message, Harm::HangUp);
-        pair.send(&plain());
+        let mut pair = trapped(Link::Tcp, (way, place, message), Harm::HangUp);
         sprung(&pair);
         let over = [MigrationPhase::Completed, MigrationPhase::Failed];
         let status = pair.wait(Side::Source, &over, LIMIT);
@@ -324,9 +327,7 @@ fn a_target_that_is_killed_leaves_the_machine_where_it_was() {
         (Way::There, Place::Before, "Sent"),
         (Way::There, Place::Before, "Commit"),
     ] {
-        let mut pair = begin(Link::Unix);
-        proxy(&pair).trap(way, place, message, Harm::Stall);
-        pair.send(&plain());
+        let mut pair = trapped(Link::Unix, (way, place, message), Harm::Stall);
         sprung(&pair);
         pair.api(Side::Target).vm.signal(libc::SIGKILL);
         pair.end_of(Side::Target);
@@ -345,9 +346,7 @@ fn a_target_waits_for_another_machine_after_the_source_was_killed() {
         (Way::Back, Place::Before, "PassTaken"),
         (Way::There, Place::Before, "Sent"),
     ] {
-        let mut pair = begin(Link::Tcp);
-        proxy(&pair).trap(way, place, message, Harm::Stall);
-        pair.send(&plain());
+        let mut pair = trapped(Link::Tcp, (way, place, message), Harm::Stall);
         sprung(&pair);
         pair.api(Side::Source).vm.signal(libc::SIGKILL);
         pair.end_of(Side::Source);
@@ -364,9 +363,7 @@ fn a_target_waits_for_another_machine_after_the_source_was_killed() {
 
 #[test]
 fn a_source_that_is_killed_after_it_has_sent_everything_leaves_the_machine_to_the_target() {
-    let mut pair = begin(Link::Unix);
-    proxy(&pair).trap(Way::Back, Place::Before, "Ready", Harm::Stall);
-    pair.send(&plain());
+    let mut pair = trapped(Link::Unix, (Way::Back, Place::Before, "Ready"), Harm::Stall);
     sprung(&pair);
     pair.api(Side::Source).vm.signal(libc::SIGKILL);
     pair.end_of(Side::Source);
@@ -398,9 +395,7 @@ fn a_connection_that_stalls_for_a_while_carries_the_machine_all_the_same() {
 #[test]
 fn a_connection_that_stalls_for_too_long_leaves_the_machine_where_it_was() {
     for message in ["Sent", "PassEnded"] {
-        let mut pair = begin(Link::Tcp);
-        proxy(&pair).trap(Way::There, Place::Before, message, Harm::Stall);
-        pair.send(&plain());
+        let mut pair = trapped(Link::Tcp, (Way::There, Place::Before, message), Harm::Stall);
         sprung(&pair);
         let error = kept(&pair, MigrationPhase::Failed);
         assert!(
@@ -451,9 +446,7 @@ fn a_move_is_called_off_in_every_phase() {
         (Way::There, Place::Before, "Sent"),
         (Way::Back, Place::Before, "Ready"),
     ] {
-        let mut pair = begin(Link::Unix);
-        proxy(&pair).trap(way, place, message, Harm::Stall);
-        pair.send(&plain());
+        let mut pair = trapped(Link::Unix, (way, place, message), Harm::Stall);
         sprung(&pair);
         let twice = pair.try_send(&plain());
         assert_eq!(twice.status, 400, "{}", twice.body);
@@ -473,9 +466,11 @@ fn a_move_is_called_off_in_every_phase() {
 
 #[test]
 fn a_move_that_is_called_off_too_late_goes_on() {
-    let mut pair = begin(Link::Unix);
-    proxy(&pair).trap(Way::Back, Place::Before, "TakenOver", Harm::Stall);
-    pair.send(&plain());
+    let mut pair = trapped(
+        Link::Unix,
+        (Way::Back, Place::Before, "TakenOver"),
+        Harm::Stall,
+    );
     sprung(&pair);
     pair.cancel(Side::Source);
     proxy(&pair).go_on();

@@ -234,12 +234,15 @@ fn what_was_copied_while_the_machine_ran_is_one_instant() {
     machine.0.hash();
 }
 
-/// Sends frames one after the other, each until it comes back; how often one had to be sent again.
-fn exchange(socket: &FrameSocket, numbers: std::ops::Range<u64>) -> u64 {
+/// The address of all on a network.
+const EVERYBODY: [u8; 6] = [0xff; 6];
+
+/// Sends frames to `to` one after the other, each until it comes back; how often one had to be sent again.
+pub(crate) fn exchange(socket: &FrameSocket, to: [u8; 6], numbers: std::ops::Range<u64>) -> u64 {
     let mut again = 0;
     for number in numbers {
         let mut sent = vec![0; frame::length(3, number, frame::MAX)];
-        frame::build(&mut sent, [0xff; 6], [2; 6], frame::DATA, number, 3);
+        frame::build(&mut sent, to, [2; 6], frame::DATA, number, 3);
         let mut bytes = vec![0; 1 << 16];
         let start = Instant::now();
         'sending: loop {
@@ -280,7 +283,7 @@ fn frames_go_both_ways_before_and_after() {
             let socket = FrameSocket::open("tap0").unwrap();
             let mut next = 0;
             for generation in 0..5 {
-                exchange(&socket, next..next + 150);
+                exchange(&socket, EVERYBODY, next..next + 150);
                 next += 150;
                 // Many at once, so that the rings are in use when the machine is saved.
                 let mut many = [0; 600];
@@ -293,7 +296,7 @@ fn frames_go_both_ways_before_and_after() {
                 drop(machine);
                 machine = Live::restored_in(process(), &snapshot, &json!({}));
             }
-            exchange(&socket, next..next + 150);
+            exchange(&socket, EVERYBODY, next..next + 150);
             let mut stop = [0; frame::MIN];
             frame::build(&mut stop, [0xff; 6], [2; 6], frame::STOP, 0, 3);
             socket.send(&stop);

@@ -25,6 +25,7 @@ mod memory;
 mod metrics;
 mod migration;
 mod mmds;
+mod overrides;
 mod page_set;
 mod serial;
 mod snapshot;

@@ -67,7 +67,7 @@ pub(crate) struct VcpuHandle {
     commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
     counters: Arc<VcpuCounters>,
-    known: Known,
+    known: Arc<Known>,
 }
 
 impl VcpuHandle {
@@ -83,6 +83,7 @@ impl VcpuHandle {
         let (commands, receiver) = channel();
         let counters = Arc::<VcpuCounters>::default();
         let counted = counters.clone();
+        let known = Arc::new(known);
         let own = known.clone();
         let thread = thread::Builder::new()
             .name(format!("fc_vcpu {index}"))
@@ -183,7 +184,7 @@ enum Step {
 struct Runner {
     index: u8,
     vcpu: Kickable,
-    known: Known,
+    known: Arc<Known>,
     buses: VcpuBuses,
     commands: Receiver<Command>,
     counters: Arc<VcpuCounters>,

@@ -20,7 +20,7 @@ use vmm_sys_util::seek_hole::SeekHole;
 use super::control::Control;
 use super::error::SourceError;
 use super::lanes::Lanes;
-use super::source::out_of_turn;
+use super::source::await_answer;
 use super::status::Progress;
 use crate::page_set::PAGE_SIZE;
 
@@ -161,9 +161,7 @@ impl Disks {
             return Ok(());
         }
         self.send(lanes, progress, false)?;
-        let channel = &mut lanes.first.channel;
-        channel.send(&Message::DisksEnded { last: false })?;
-        await_taken(lanes)
+        await_answer(lanes, &Message::DisksTaken)
     }
 
     /// Sends what is left, with the guest paused.
@@ -179,10 +177,7 @@ impl Disks {
         if self.disks.is_empty() {
             return Ok(());
         }
-        self.send(lanes, progress, true)?;
-        let channel = &mut lanes.first.channel;
-        channel.send(&Message::DisksEnded { last: true })?;
-        Ok(())
+        self.send(lanes, progress, true)
     }
 
     fn send(
@@ -217,6 +212,8 @@ impl Disks {
                 send_range(disk, range, &mut self.buffer, &mut way)?;
             }
         }
+        let channel = &mut lanes.first.channel;
+        channel.send(&Message::DisksEnded { last: paused })?;
         Ok(())
     }
 }
@@ -366,18 +363,6 @@ fn runs(bytes: &[u8]) -> Vec<(bool, &[u8])> {
         rest = after;
     }
     runs
-}
-
-/// Waits until the target has the blocks of a pass.
-fn await_taken(lanes: &mut Lanes) -> Result<(), SourceError> {
-    loop {
-        match lanes.first.channel.receive_message()? {
-            Message::DisksTaken => return Ok(()),
-            Message::KeepAlive => lanes.keep_alive()?,
-            Message::Failed { why } => return Err(SourceError::Target(why)),
-            _ => return Err(out_of_turn()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::chipset::ChipsetState;
 use crate::cpu::{Known, VcpuState, missing_features, tsc_rates_fit};
 use crate::kvm::VmKvmState;
 use crate::memory::MachineMemory;
+use crate::overrides::{Overrides, Unknown};
 use crate::page_set::PAGE_SIZE;
 use crate::snapshot::{Prepared, Raw, VirtioSection};
 
@@ -148,39 +149,13 @@ impl Offer {
     /// What the client wants to be otherwise is not there.
     pub(super) fn config_for(&self, request: &ReceiveMigration) -> Result<VmConfig, Vec<String>> {
         let mut config = self.config.clone();
-        let mut reasons = Vec::new();
-        for change in &request.network_overrides {
-            let mut interfaces = config.network_interfaces.iter_mut();
-            match interfaces.find(|interface| interface.iface_id == change.iface_id) {
-                Some(interface) => interface.host_dev_name = Some(change.host_dev_name.clone()),
-                None => reasons.push(format!(
-                    "the target wants another TAP for network interface \"{}\", which the machine \
-                     does not have",
-                    change.iface_id
-                )),
-            }
-        }
-        for change in &request.drive_overrides {
-            let mut drives = config.drives.iter_mut();
-            match drives.find(|drive| drive.drive_id == change.drive_id) {
-                Some(drive) => drive.path_on_host = Some(change.path_on_host.clone()),
-                None => reasons.push(format!(
-                    "the target wants another file for drive \"{}\", which the machine does not \
-                     have",
-                    change.drive_id
-                )),
-            }
-        }
-        if let Some(change) = &request.vsock_override {
-            match &mut config.vsock {
-                Some(vsock) => vsock.uds_path.clone_from(&change.uds_path),
-                None => reasons.push(
-                    "the target wants another socket for the socket device, which the machine \
-                     does not have"
-                        .into(),
-                ),
-            }
-        }
+        let overrides = Overrides {
+            network: &request.network_overrides,
+            vsock: request.vsock_override.as_ref(),
+            drives: &request.drive_overrides,
+        };
+        let unknown = overrides.apply(&mut config);
+        let reasons: Vec<String> = unknown.iter().map(unknown_part).collect();
         config.machine_config.track_dirty_pages = request.track_dirty_pages;
         if reasons.is_empty() {
             Ok(config)
@@ -290,6 +265,16 @@ impl Offer {
         }
         reasons
     }
+}
+
+/// What is said of a part that is to be otherwise here and is not there.
+fn unknown_part(unknown: &Unknown) -> String {
+    let (what, part) = match unknown {
+        Unknown::Interface(id) => ("TAP", format!("network interface \"{id}\"")),
+        Unknown::Vsock => ("socket", "the socket device".into()),
+        Unknown::Drive(id) => ("file", format!("drive \"{id}\"")),
+    };
+    format!("the target wants another {what} for {part}, which the machine does not have")
 }
 
 /// How much memory this host can still give, in bytes, if it tells.

@@ -50,7 +50,6 @@ pub(super) struct Passes {
 }
 
 /// A piece of the memory.
-#[derive(Clone)]
 struct Window {
     region: Region,
     words: Range<usize>,
@@ -293,11 +292,7 @@ impl Passes {
 
     fn sent(&self, done: &mut PassDone, amount: Amount) {
         done.sent.add(amount);
-        self.progress.update(|status| {
-            status.bytes += amount.bytes;
-            status.pages += amount.pages;
-            status.zero_pages += amount.zeros;
-        });
+        self.progress.sent(amount);
     }
 
     fn tracker(&self) -> MutexGuard<'_, DirtyTracker> {

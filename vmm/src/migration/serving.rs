@@ -175,12 +175,8 @@ fn answer(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), LaneE
             Received::Need { first, pages: 1 } => {
                 let pages = left.take_at(first);
                 let amount = lane.send_at_once(pages, Zeros::Told)?;
-                progress.update(|status| {
-                    status.faults += 1;
-                    status.bytes += amount.bytes;
-                    status.pages += amount.pages;
-                    status.zero_pages += amount.zeros;
-                });
+                progress.sent(amount);
+                progress.update(|status| status.faults += 1);
             }
             Received::Message(Message::KeepAlive) => {}
             _ => {
@@ -198,12 +194,9 @@ fn answer(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), LaneE
 pub(super) fn stream(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), SourceError> {
     while let Some(range) = left.take() {
         let amount = lane.send(std::slice::from_ref(&range), Zeros::Told)?;
-        progress.update(|status| {
-            status.bytes += amount.bytes;
-            status.pages += amount.pages;
-            status.zero_pages += amount.zeros;
-            status.remaining_pages = left.count();
-        });
+        progress.sent(amount);
+        let left = left.count();
+        progress.update(|status| status.remaining_pages = left);
     }
     lane.channel.send(&Message::MemorySent)?;
     lane.channel.set_limit(COMPLETE_LIMIT)?;

@@ -278,16 +278,12 @@ impl Departure {
             self.progress.update(|status| status.pass = number);
             self.disks.pass(lanes, &self.progress)?;
             let done = passes.pass(number, lanes)?;
-            await_pass(&mut lanes.first.channel, number)?;
+            await_answer(lanes, &Message::PassTaken { pass: number })?;
             let time = begun.elapsed();
             let left = passes.left()?.count();
             let (next, follow) = self.decide(&mut pace, (number, done, time, left))?;
-            self.tell_pass(&pace, (number, done, time, left));
-            let (before, after) = lanes.first.channel.compressed();
-            self.progress.update(|status| {
-                let percent = (before * 100).checked_div(after).unwrap_or(0);
-                status.compression_ratio_percent = u32::try_from(percent).unwrap_or(u32::MAX);
-            });
+            let compressed = lanes.first.channel.compressed();
+            self.tell_pass(&pace, (number, done, time, left), compressed);
             match next {
                 Next::Stop => return Ok((number + 1, follow)),
                 Next::Throttle(percent) => {
@@ -336,7 +332,13 @@ impl Departure {
         }
     }
 
-    fn tell_pass(&self, pace: &Pace, (number, done, time, left): (u32, PassDone, Duration, u64)) {
+    fn tell_pass(
+        &self,
+        pace: &Pace,
+        (number, done, time, left): (u32, PassDone, Duration, u64),
+        (before, after): (u64, u64),
+    ) {
+        let compression = (before * 100).checked_div(after).unwrap_or(0);
         let bytes = done.sent.bytes + self.disks.sent();
         let bandwidth = per_second(bytes, time);
         let dirty_rate = per_second(left * PAGE_SIZE, time);
@@ -361,6 +363,7 @@ impl Departure {
             status.dirty_rate = dirty_rate;
             status.remaining_pages = left;
             status.throttle_percent = pace.throttle();
+            status.compression_ratio_percent = u32::try_from(compression).unwrap_or(u32::MAX);
             status.expected_downtime_us = pace.downtime(left + self.disks.left_pages()).map(micros);
             status.bandwidth_limit = self.control.rate().get();
             status.max_downtime_us = micros(self.control.limits().max_downtime);
@@ -374,12 +377,13 @@ impl Departure {
     }
 }
 
-/// Waits until the target has all of a pass.
-fn await_pass(channel: &mut Channel, number: u32) -> Result<(), SourceError> {
+/// Waits until the target has said `answer`: that it has all of a pass.
+pub(super) fn await_answer(lanes: &mut Lanes, answer: &Message) -> Result<(), SourceError> {
     loop {
-        match channel.receive_message()? {
-            Message::PassTaken { pass } if pass == number => return Ok(()),
-            Message::KeepAlive => {}
+        match lanes.first.channel.receive_message()? {
+            message if message == *answer => return Ok(()),
+            // It takes long, and the other connections carry nothing meanwhile.
+            Message::KeepAlive => lanes.keep_alive()?,
             Message::Failed { why } => return Err(SourceError::Target(why)),
             _ => return Err(out_of_turn()),
         }

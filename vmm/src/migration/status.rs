@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use brume_api::{EventHub, MachineEvent, MigrationPass, MigrationPhase, MigrationStatus};
 
+use super::lanes::Amount;
+
 /// How many passes are told of.
 const PASSES: usize = 256;
 
@@ -53,6 +55,15 @@ impl Progress {
     /// Changes what is told.
     pub(crate) fn update(&self, change: impl FnOnce(&mut MigrationStatus)) {
         change(&mut self.lock().status);
+    }
+
+    /// Memory was sent.
+    pub(super) fn sent(&self, amount: Amount) {
+        self.update(|status| {
+            status.bytes += amount.bytes;
+            status.pages += amount.pages;
+            status.zero_pages += amount.zeros;
+        });
     }
 
     /// It is in another phase.

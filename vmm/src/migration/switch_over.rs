@@ -11,7 +11,6 @@ use brume_migration::{
     Channel, ChannelError, Decision, Message, Received, Source, SourceAction, SourceEvent as Event,
     SourceState, Standing,
 };
-
 use brume_virtio::block::BlockControl;
 
 use super::control::Control;
@@ -25,7 +24,6 @@ use super::source::{HandOver, SourceEnd, SourceEvent};
 use super::status::{Progress, micros};
 use super::target::ends_mean_something;
 use crate::event::{Event as OwnerEvent, EventSender};
-use crate::page_set::PageSet;
 
 /// How long nothing may move while the guest stands still.
 const STILL_LIMIT: Duration = Duration::from_secs(5);
@@ -50,9 +48,8 @@ pub(super) struct SwitchOver<'a> {
 
 /// Memory that follows the guest.
 struct Follows {
-    /// What the target asks on, until it is served.
-    faults: Option<Channel>,
     left: Arc<Left>,
+    /// What answers the target; none while it is lost.
     server: Option<Faults>,
 }
 
@@ -64,7 +61,6 @@ struct Moments {
     pages_sent: Option<Instant>,
     state_sent: Option<Instant>,
     ready: Option<Instant>,
-    load: Duration,
 }
 
 impl SwitchOver<'_> {
@@ -87,16 +83,14 @@ impl SwitchOver<'_> {
         self.progress.update(|status| status.pass = number);
         let mut moments = Moments::default();
         let mut machine = Source::new();
-        let mut follows = faults.map(|faults| Follows {
-            faults: Some(faults),
-            left: Arc::new(Left::new(PageSet::default(), Vec::new())),
-            server: None,
-        });
-        if let Err(error) = self.send_rest(number, &mut moments, &mut machine, &mut follows) {
-            // `Sent` was not written whole, so the target will not run what it has.
-            self.cancel(&error.to_string());
-            return Err(error);
-        }
+        let follows = match self.send_rest((number, faults), &mut moments, &mut machine) {
+            Ok(follows) => follows,
+            Err(error) => {
+                // `Sent` was not written whole, so the target will not run what it has.
+                self.cancel(&error.to_string());
+                return Err(error);
+            }
+        };
         Talk {
             context: self,
             machine,
@@ -104,25 +98,23 @@ impl SwitchOver<'_> {
             follows,
             channel: None,
             error: None,
-            resumed: false,
         }
         .run()
     }
 
-    /// Tells the target what is left, and answers it from now on: it may need a page to take on the
-    /// state.
-    fn begin_to_serve(&mut self, follows: &mut Follows) -> Result<(), SourceError> {
+    /// Tells the target what is left, and answers it on `channel` from now on: it may need a page to
+    /// take on the state.
+    fn begin_to_serve(&mut self, channel: Channel) -> Result<Follows, SourceError> {
         let rest = self.passes.left()?;
         let memory = self.passes.memory();
         let ends = memory.regions.iter().map(|region| region.pages().end);
-        follows.left = Arc::new(Left::new(rest, ends.collect()));
-        let words = follows.left.words();
-        self.lanes.first.channel.send_missing(&words)?;
-        let channel = follows.faults.take().ok_or(SourceError::Ended)?;
-        let (left, control) = (&follows.left, self.control);
-        let server = Faults::serve(channel, memory, left, control, self.progress)?;
-        follows.server = Some(server);
-        Ok(())
+        let left = Arc::new(Left::new(rest, ends.collect()));
+        self.lanes.first.channel.send_missing(&left.words())?;
+        let server = Faults::serve(channel, memory, &left, self.control, self.progress)?;
+        Ok(Follows {
+            left,
+            server: Some(server),
+        })
     }
 
     /// Another host that shares the disks has to see what the guest has written.
@@ -143,14 +135,14 @@ impl SwitchOver<'_> {
         let _ = channel.send(&Message::Cancel { why });
     }
 
-    /// Stops the machine and sends what is left of its memory, and its state.
+    /// Stops the machine and sends what is left of its memory, and its state; what follows it, if
+    /// there is a connection for that.
     fn send_rest(
         &mut self,
-        number: u32,
+        (number, faults): (u32, Option<Channel>),
         moments: &mut Moments,
         machine: &mut Source,
-        follows: &mut Option<Follows>,
-    ) -> Result<(), SourceError> {
+    ) -> Result<Option<Follows>, SourceError> {
         self.lanes.first.channel.set_limit(STILL_LIMIT)?;
         // What the guest writes until it stops is little then.
         self.show_disks()?;
@@ -165,10 +157,13 @@ impl SwitchOver<'_> {
         moments.held = Some(Instant::now());
         self.disks.last(self.lanes, self.progress)?;
         self.show_disks()?;
-        match follows {
-            Some(follows) => self.begin_to_serve(follows)?,
-            None => drop(self.passes.last(number, self.lanes)?),
-        }
+        let follows = match faults {
+            Some(channel) => Some(self.begin_to_serve(channel)?),
+            None => {
+                self.passes.last(number, self.lanes)?;
+                None
+            }
+        };
         moments.pages_sent = Some(Instant::now());
         let state = match answers.recv() {
             Ok(HandOver::State(state)) => state,
@@ -185,7 +180,7 @@ impl SwitchOver<'_> {
             unix_ns: super::status::unix_nanos(),
         })?;
         moments.state_sent = Some(Instant::now());
-        Ok(())
+        Ok(follows)
     }
 }
 
@@ -198,8 +193,6 @@ struct Talk<'a> {
     /// The connection after the first one.
     channel: Option<Channel>,
     error: Option<SourceError>,
-    /// Whether the guest goes on here.
-    resumed: bool,
 }
 
 impl Talk<'_> {
@@ -269,10 +262,7 @@ impl Talk<'_> {
 
     fn note(&mut self, message: &Message) {
         match message {
-            Message::Ready { load_us } => {
-                self.moments.ready = Some(Instant::now());
-                self.moments.load = Duration::from_micros(*load_us);
-            }
+            Message::Ready { .. } => self.moments.ready = Some(Instant::now()),
             Message::Failed { why } => self.error = Some(SourceError::Target(why.clone())),
             _ => {}
         }
@@ -320,7 +310,6 @@ impl Talk<'_> {
                 self.context.passes.end();
                 let resume = OwnerEvent::Migration(SourceEvent::Resume);
                 self.context.sender.send(resume);
-                self.resumed = true;
             }
             SourceAction::StopGuest => {
                 let stop = SourceEvent::Ended(SourceEnd::Moved);

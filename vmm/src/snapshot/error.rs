@@ -16,6 +16,7 @@ use crate::cpu::VcpuRestoreError;
 use crate::kvm::{KvmError, VmRestoreError};
 use crate::machine::PauseError;
 use crate::memory::{MemoryError, UffdError, WorkingSetError};
+use crate::overrides::Unknown;
 
 /// A snapshot that cannot be made.
 #[derive(Debug, Error)]
@@ -178,6 +179,16 @@ pub enum LoadError {
     /// The serial port or the keyboard does not take its state.
     #[error("the serial port or the keyboard controller cannot go on")]
     Chipset(#[from] ChipsetStateError),
+}
+
+impl From<Unknown> for LoadError {
+    fn from(unknown: Unknown) -> Self {
+        match unknown {
+            Unknown::Interface(id) => Self::UnknownInterface(id),
+            Unknown::Vsock => Self::NoVsock,
+            Unknown::Drive(id) => Self::UnknownDrive(id),
+        }
+    }
 }
 
 impl From<BuildError> for LoadError {

@@ -21,6 +21,7 @@ use crate::event::EventSender;
 use crate::instance::Description;
 use crate::machine::MachineParts;
 use crate::memory::{self, Backing, MachineMemory, Pages, uffd, working_set};
+use crate::overrides::Overrides;
 use crate::page_set::{PAGE_SIZE, PageSet};
 
 impl MachineParts {
@@ -142,22 +143,13 @@ impl Saved {
 
     fn with_overrides(mut self, request: &LoadSnapshot) -> Result<Self, LoadError> {
         let config = &mut self.config;
-        for change in &request.network_overrides {
-            let mut interfaces = config.network_interfaces.iter_mut();
-            let interface = interfaces.find(|interface| interface.iface_id == change.iface_id);
-            let interface =
-                interface.ok_or_else(|| LoadError::UnknownInterface(change.iface_id.clone()))?;
-            interface.host_dev_name = Some(change.host_dev_name.clone());
-        }
-        if let Some(change) = &request.vsock_override {
-            let vsock = config.vsock.as_mut().ok_or(LoadError::NoVsock)?;
-            vsock.uds_path.clone_from(&change.uds_path);
-        }
-        for change in &request.drive_overrides {
-            let mut drives = config.drives.iter_mut();
-            let drive = drives.find(|drive| drive.drive_id == change.drive_id);
-            let drive = drive.ok_or_else(|| LoadError::UnknownDrive(change.drive_id.clone()))?;
-            drive.path_on_host = Some(change.path_on_host.clone());
+        let overrides = Overrides {
+            network: &request.network_overrides,
+            vsock: request.vsock_override.as_ref(),
+            drives: &request.drive_overrides,
+        };
+        if let Some(unknown) = overrides.apply(config).into_iter().next() {
+            return Err(unknown.into());
         }
         let machine = &mut config.machine_config;
         machine.huge_pages = request.huge_pages.resolve(machine.huge_pages);

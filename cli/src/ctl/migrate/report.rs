@@ -145,11 +145,8 @@ fn facts(status: &MigrationStatus) -> String {
         rows.push(("Bandwidth limit", amount::rate(status.bandwidth_limit)));
     }
     if status.compression_ratio_percent > 100 {
-        let ratio = status.compression_ratio_percent;
-        rows.push((
-            "Pages made smaller",
-            format!("to 1/{}.{:02}", ratio / 100, ratio % 100),
-        ));
+        let ratio = amount::ratio(status.compression_ratio_percent);
+        rows.push(("Pages made smaller", ratio));
     }
     if status.faults > 0 {
         rows.push(("Page faults served", status.faults.to_string()));

@@ -186,11 +186,8 @@ pub(super) fn summary(status: &MigrationStatus) -> String {
 fn extras(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if status.compression_ratio_percent > 100 {
-        let ratio = status.compression_ratio_percent;
-        rows.push((
-            "compression",
-            format!("to 1/{}.{:02}", ratio / 100, ratio % 100),
-        ));
+        let ratio = amount::ratio(status.compression_ratio_percent);
+        rows.push(("compression", ratio));
     }
     if status.faults > 0 {
         rows.push(("faults", format!("{} served", status.faults)));

@@ -13,18 +13,6 @@ use crate::page_set::PageSet;
 
 const SIZE: u64 = 4 << 20;
 
-/// `struct uffdio_copy` of linux/userfaultfd.h
-#[repr(C)]
-struct Copy {
-    dst: u64,
-    src: u64,
-    len: u64,
-    mode: u64,
-    copy: i64,
-}
-
-ioctl_iowr_nr!(UFFDIO_COPY, 0xaa, 0x03, Copy);
-
 fn socket() -> (TempDir, PathBuf, UnixListener) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("uffd.sock");
@@ -47,16 +35,16 @@ fn accept(listener: UnixListener) -> JoinHandle<(String, File, UnixStream)> {
 fn fill(uffd: &File, dst: u64, byte: u8) {
     let page = vec![byte; 4096];
     let mut copy = Copy {
-        dst,
-        src: page.as_ptr() as u64,
+        to: dst,
+        from: page.as_ptr() as u64,
         len: PAGE_SIZE,
         mode: 0,
-        copy: 0,
+        copied: 0,
     };
-    // SAFETY: the kernel reads a page from `src`, which has as much, and puts it where there is
+    // SAFETY: the kernel reads a page from `from`, which has as much, and puts it where there is
     // none yet in memory that was registered for that.
     let result = unsafe { ioctl_with_mut_ref(uffd, UFFDIO_COPY(), &mut copy) };
-    assert_eq!((result, copy.copy), (0, 4096));
+    assert_eq!((result, copy.copied), (0, 4096));
 }
 
 #[test]

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A machine that arrives, up to its state: what is agreed on, its connections, its memory.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use brume_api::{MigrationPhase, with_causes};
+use brume_migration::{
+    Channel, ChannelError, Hello, Message, Purpose, Received, Session, StateParts, Target,
+    TargetEvent, TargetState,
+};
+
+use super::super::arrivals::{Arrivals, Rendezvous, take};
+use super::super::disks_in::DisksIn;
+use super::super::following::Handset;
+use super::super::incoming::{IncomingEvent, Stopped};
+use super::super::offer::{Acceptance, Offer};
+use super::super::serving::words_of;
+use super::{Failure, Reception};
+use crate::event::Event;
+use crate::memory::{Backing, Following, MachineMemory};
+use crate::page_set::PageSet;
+
+/// How long the other connections of a move may take to come.
+pub(super) const OTHERS_LIMIT: Duration = Duration::from_secs(10);
+/// How long nothing may come while memory moves.
+pub(super) const STALL_LIMIT: Duration = Duration::from_secs(30);
+/// The most connections that carry memory.
+const MOST_CONNECTIONS: u8 = 16;
+
+/// A machine that arrives.
+pub(super) struct Arrival<'a> {
+    pub(super) reception: &'a Reception,
+    pub(super) session: &'a Session,
+    pub(super) channel: Option<Channel>,
+    /// Whether its memory is the source's.
+    pub(super) shares_memory: bool,
+    /// What is to follow.
+    pub(super) missing: Option<PageSet>,
+    pub(super) following: Option<Arc<Following>>,
+    /// Where the thread gets its connection that asks for what the guest waits for.
+    pub(super) handset: Handset,
+    pub(super) machine: Target,
+    pub(super) disks: DisksIn,
+    /// What has gone wrong, as far as it was told.
+    pub(super) trouble: Option<String>,
+}
+
+impl<'a> Arrival<'a> {
+    /// One on `channel`, which is still to be welcomed.
+    pub(super) fn new(reception: &'a Reception, session: &'a Session, channel: Channel) -> Self {
+        Self {
+            reception,
+            session,
+            channel: Some(channel),
+            shares_memory: false,
+            missing: None,
+            following: None,
+            handset: Handset::default(),
+            machine: Target::new(),
+            disks: DisksIn::default(),
+            trouble: None,
+        }
+    }
+
+    /// Receives it to its end, whichever that is; an error says that it has not arrived.
+    pub(super) fn receive(mut self, hello: &Hello) -> Result<(), Failure> {
+        let result = self.go_through(hello);
+        if self.machine.state() == TargetState::Running {
+            return Ok(());
+        }
+        let why = result.err().map(|Failure(why)| why);
+        Err(Failure(self.trouble.or(why).unwrap_or_default()))
+    }
+
+    fn go_through(&mut self, hello: &Hello) -> Result<(), Failure> {
+        let Some(channel) = &mut self.channel else {
+            return Ok(());
+        };
+        self.reception.control.watch(channel.closer()?);
+        channel.welcome(hello)?;
+        let (offer, handed) = hear_offer(channel)?;
+        self.shares_memory = handed.is_some();
+        let memory = self.prepare(&offer, handed)?;
+        let (connections, may_follow) = if self.shares_memory {
+            (1, false)
+        } else {
+            (offer.connections, offer.may_follow)
+        };
+        let rendezvous = Arc::new(Rendezvous::new(usize::from(connections)));
+        let others = self.accept_others(connections, may_follow)?;
+        let progress = &self.reception.progress;
+        let arrivals = Arrivals::start(others, &memory, &rendezvous, progress)?;
+        let state = match self.memory_and_state(&memory, &rendezvous) {
+            Ok(Some(state)) => state,
+            Ok(None) => return Ok(()),
+            Err(Failure(why)) => {
+                let why = rendezvous.broken().unwrap_or(why);
+                rendezvous.break_up(why.clone());
+                self.trouble = Some(why.clone());
+                self.step(TargetEvent::LoadFailed);
+                return Err(Failure(why));
+            }
+        };
+        // All of them have come to the end of the last pass.
+        drop(arrivals);
+        self.reception.control.guard_connections();
+        progress.enter(MigrationPhase::SwitchOver);
+        if let Err(error) = self.begin_to_follow(&memory) {
+            self.trouble = Some(with_causes(&error));
+            self.step(TargetEvent::LoadFailed);
+            return Ok(());
+        }
+        self.load(state);
+        self.hand_over();
+        if self.machine.state() == TargetState::Running {
+            let followed = self.following.is_some();
+            self.follow();
+            if !followed {
+                self.see_off();
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the owner make what the machine needs, and tells the source.
+    fn prepare(
+        &mut self,
+        offer: &Offer,
+        handed: Option<OwnedFd>,
+    ) -> Result<Arc<MachineMemory>, Failure> {
+        let progress = &self.reception.progress;
+        progress.enter(MigrationPhase::Negotiating);
+        let (reply, prepared) = channel();
+        let event = IncomingEvent::Prepare {
+            offer: Box::new(offer.clone()),
+            handed,
+            reply,
+        };
+        self.reception.sender.send(Event::Incoming(event));
+        let prepared = prepared.recv();
+        let Some(channel) = &mut self.channel else {
+            return Err(Failure("there is no connection".into()));
+        };
+        match prepared {
+            Ok(Ok((guest, disks))) => {
+                self.disks = disks;
+                let accepted = Acceptance {
+                    shares_memory: self.shares_memory,
+                };
+                let accepted = serde_json::to_value(accepted).map_err(ChannelError::Message)?;
+                channel.send(&Message::Accepted(accepted))?;
+                channel.set_limit(STALL_LIMIT)?;
+                let memory = MachineMemory::new(guest, Backing::Zeros);
+                progress.update(|status| {
+                    status.memory_bytes = memory.size;
+                    status.mode = offer.mode;
+                });
+                if !self.shares_memory {
+                    progress.enter(MigrationPhase::PreCopy);
+                }
+                Ok(Arc::new(memory))
+            }
+            Ok(Err(reasons)) => Err(channel.refuse(reasons).into()),
+            Err(_) => Err(Failure("the process is about to end".into())),
+        }
+    }
+
+    /// Waits for the other connections of the move.
+    fn accept_others(&self, connections: u8, may_follow: bool) -> Result<Vec<Channel>, Failure> {
+        let mut faults = may_follow;
+        let mut others: Vec<Option<Channel>> = (1..connections).map(|_| None).collect();
+        let end = Instant::now() + OTHERS_LIMIT;
+        while faults || others.iter().any(Option::is_none) {
+            if Instant::now() >= end || self.reception.control.is_cancelled() {
+                let why = "not all connections that the source has announced have come";
+                return Err(Failure(why.into()));
+            }
+            let Some((mut channel, hello)) = self.meet()? else {
+                continue;
+            };
+            match hello.purpose {
+                Purpose::Faults if faults => {
+                    let_in(&mut channel, &hello)?;
+                    self.handset.give(channel);
+                    faults = false;
+                }
+                Purpose::Pages { index } => {
+                    let place = index.checked_sub(1);
+                    match place.and_then(|place| others.get_mut(usize::from(place))) {
+                        Some(place @ None) => {
+                            let_in(&mut channel, &hello)?;
+                            *place = Some(channel);
+                        }
+                        _ => send_away(&mut channel),
+                    }
+                }
+                _ => send_away(&mut channel),
+            }
+        }
+        Ok(others.into_iter().flatten().collect())
+    }
+
+    /// The next connection of this move, which is still to be welcomed; others are sent away.
+    /// `None` if nobody has come for a while, or it was a stranger.
+    pub(super) fn meet(&self) -> Result<Option<(Channel, Hello)>, Failure> {
+        let accepted = self.reception.accept();
+        let accepted = accepted.map_err(|error| Failure(with_causes(&error)))?;
+        let Some((mut channel, peer)) = accepted else {
+            return Ok(None);
+        };
+        match channel.meet() {
+            Ok(hello) if hello.session == *self.session => Ok(Some((channel, hello))),
+            Ok(_) => {
+                send_away(&mut channel);
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::warn!("{peer}: {}", with_causes(&error));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Takes memory and state; `None` if the source has called it off.
+    fn memory_and_state(
+        &mut self,
+        memory: &MachineMemory,
+        rendezvous: &Rendezvous,
+    ) -> Result<Option<(Vec<u8>, Stopped)>, Failure> {
+        let progress = &self.reception.progress;
+        let Some(channel) = &mut self.channel else {
+            return Ok(None);
+        };
+        let (mut parts, mut state) = (StateParts::new(), None);
+        loop {
+            match channel.receive()? {
+                Received::Pages(pages) if !self.shares_memory => take(memory, pages, progress)?,
+                Received::Disk {
+                    drive,
+                    offset,
+                    bytes,
+                } => self.disks.write((drive, offset), bytes, progress)?,
+                Received::DiskZeros {
+                    drive,
+                    offset,
+                    length,
+                } => self.disks.zero(drive, offset, length)?,
+                Received::Message(Message::DisksEnded { last }) => {
+                    self.disks.pass_ended(last, channel)?;
+                }
+                Received::State {
+                    offset,
+                    last,
+                    bytes,
+                } if state.is_none() => state = parts.add(offset, last, bytes)?,
+                Received::Missing { first_word, bytes } if !self.shares_memory => {
+                    let empty = || PageSet::empty(memory.size);
+                    let missing = self.missing.get_or_insert_with(empty);
+                    let first = usize::try_from(first_word).unwrap_or(usize::MAX);
+                    missing.insert_words(first, &words_of(bytes));
+                }
+                Received::Message(Message::PassEnded { pass, .. }) => {
+                    rendezvous.wait(0, pass)?;
+                    channel.send(&Message::PassTaken { pass })?;
+                    progress.update(|status| status.pass = pass);
+                }
+                Received::Message(Message::Sent { paused_us, unix_ns }) => {
+                    let stopped = Stopped {
+                        before: Duration::from_micros(paused_us),
+                        sent_unix_ns: unix_ns,
+                        arrived: Instant::now(),
+                    };
+                    let state = state.ok_or_else(out_of_turn)?;
+                    return Ok(Some((state, stopped)));
+                }
+                Received::Message(Message::Cancel { why }) => {
+                    let why = format!("the source keeps it: {why}");
+                    // It may not know what it was that was wrong.
+                    self.trouble = Some(rendezvous.broken().unwrap_or(why));
+                    self.step(TargetEvent::Cancel);
+                    return Ok(None);
+                }
+                Received::Message(Message::KeepAlive) => {}
+                _ => return Err(out_of_turn()),
+            }
+        }
+    }
+}
+
+/// Welcomes a connection that carries memory.
+pub(super) fn let_in(channel: &mut Channel, hello: &Hello) -> Result<(), Failure> {
+    channel.welcome(hello)?;
+    channel.set_limit(STALL_LIMIT)?;
+    Ok(())
+}
+
+/// Refuses a connection that does not belong here.
+pub(super) fn send_away(channel: &mut Channel) {
+    channel.refuse(vec!["the target receives another machine".into()]);
+}
+
+pub(super) fn out_of_turn() -> Failure {
+    Failure("the source has sent something out of turn".into())
+}
+
+/// What the source sends, and its memory, if it hands that over.
+fn hear_offer(channel: &mut Channel) -> Result<(Offer, Option<OwnedFd>), Failure> {
+    let Message::Offer(offer) = channel.receive_message()? else {
+        return Err(Failure("the source has not said what it sends".into()));
+    };
+    let offer: Offer = match serde_json::from_value(offer) {
+        Ok(offer) => offer,
+        Err(error) => {
+            let why = format!("the target does not understand what the machine is: {error}");
+            return Err(channel.refuse(vec![why]).into());
+        }
+    };
+    if !(1..=MOST_CONNECTIONS).contains(&offer.connections) {
+        let why = format!("a machine comes over 1 to {MOST_CONNECTIONS} connections");
+        return Err(channel.refuse(vec![why]).into());
+    }
+    let handed = offer.shares_memory.then(|| channel.receive_fd());
+    Ok((offer, handed.transpose()?))
+}

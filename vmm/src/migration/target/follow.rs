@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A machine that has come before its memory: what follows is taken, as often as that takes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use brume_api::MigrationPhase;
+use brume_migration::{Message, Purpose, Received, TargetEvent};
+
+use super::super::following;
+use super::Failure;
+use super::arrival::{Arrival, OTHERS_LIMIT, STALL_LIMIT, let_in, out_of_turn, send_away};
+use crate::memory::{Following, MachineMemory, UffdError};
+
+impl Arrival<'_> {
+    /// Lets the guest wait for what is to follow, if something is.
+    pub(super) fn begin_to_follow(&mut self, memory: &MachineMemory) -> Result<(), UffdError> {
+        let Some(missing) = self.missing.take() else {
+            return Ok(());
+        };
+        let following = Arc::new(Following::begin(&memory.guest, missing)?);
+        let progress = self.reception.progress.clone();
+        following::start(following.clone(), self.handset.clone(), progress)
+            .map_err(UffdError::Thread)?;
+        self.following = Some(following);
+        Ok(())
+    }
+
+    /// Takes what follows, as often as that takes.
+    pub(super) fn follow(&mut self) {
+        let Some(following) = self.following.clone() else {
+            return;
+        };
+        let progress = &self.reception.progress;
+        while let Err(Failure(why)) = self.take_rest(&following) {
+            tracing::warn!("the rest of the memory is held up: {why}");
+            progress.update(|status| status.error = Some(why));
+            progress.enter(MigrationPhase::PostCopyInterrupted);
+            self.channel = None;
+            while self.channel.is_none() {
+                if let Err(Failure(why)) = self.let_return(&following) {
+                    tracing::warn!("the source is not found again: {why}");
+                    self.channel = None;
+                }
+            }
+            progress.update(|status| status.error = None);
+            progress.enter(MigrationPhase::PostCopy);
+        }
+        progress.enter(MigrationPhase::Completed);
+    }
+
+    fn take_rest(&mut self, following: &Following) -> Result<(), Failure> {
+        let progress = &self.reception.progress;
+        let Some(channel) = &mut self.channel else {
+            return Err(Failure("there is no connection".into()));
+        };
+        loop {
+            match channel.receive()? {
+                Received::Pages(pages) => following::give(following, pages, progress)
+                    .map_err(|error| Failure(error.to_string()))?,
+                Received::Message(Message::MemorySent) => break,
+                Received::Message(Message::KeepAlive | Message::Commit) => {}
+                _ => return Err(out_of_turn()),
+            }
+        }
+        if !following.wait_complete(STALL_LIMIT) {
+            return Err(Failure("the source has not sent all pages".into()));
+        }
+        following
+            .end()
+            .map_err(|error| Failure(error.to_string()))?;
+        self.step(TargetEvent::MemoryComplete);
+        Ok(())
+    }
+
+    /// Waits for the source to come back, and tells it what is missing.
+    fn let_return(&mut self, following: &Following) -> Result<(), Failure> {
+        let Some((mut channel, hello)) = self.meet()? else {
+            return Ok(());
+        };
+        let_in(&mut channel, &hello)?;
+        self.channel = Some(channel);
+        self.step(TargetEvent::Returned);
+        let Some(channel) = &mut self.channel else {
+            return Ok(());
+        };
+        channel.send_missing(&following.words())?;
+        let end = Instant::now() + OTHERS_LIMIT;
+        while Instant::now() < end {
+            match self.meet()? {
+                Some((mut faults, hello)) if hello.purpose == Purpose::Faults => {
+                    let_in(&mut faults, &hello)?;
+                    self.handset.give(faults);
+                    return Ok(());
+                }
+                Some((mut other, _)) => send_away(&mut other),
+                None => {}
+            }
+        }
+        Err(Failure("not all connections have come back".into()))
+    }
+}

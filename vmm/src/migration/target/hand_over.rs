@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The hand-over as the target carries it out. Which side may run the guest is decided by
+//! [`brume_migration::Target`]; here are its connection and its owner.
+
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use brume_api::{MigrationDecision, MigrationPhase, with_causes};
+use brume_migration::{
+    ChannelError, Decision, Message, Purpose, Received, TargetAction, TargetEvent, TargetState,
+};
+
+use super::super::incoming::{IncomingEvent, Stopped};
+use super::super::status::micros;
+use super::arrival::{Arrival, send_away};
+use super::{Failure, ends_mean_something};
+use crate::event::Event;
+
+/// How long a source may take to come back for the word that the machine runs here.
+const SEE_OFF_LIMIT: Duration = Duration::from_secs(600);
+
+impl Arrival<'_> {
+    /// Has the owner give the machine its state.
+    pub(super) fn load(&mut self, (state, stopped): (Vec<u8>, Stopped)) {
+        let begun = Instant::now();
+        let (reply, loaded) = channel();
+        let unlocked = self.disks.unlock();
+        let channel = self.channel.as_ref();
+        let other_host = channel.is_none_or(|channel| !channel.link().is_local());
+        // What came along was written here.
+        let other_host = other_host && self.disks.is_empty();
+        let event = IncomingEvent::Load {
+            state,
+            stopped,
+            other_host,
+            following: self.following.clone(),
+            reply,
+        };
+        self.reception.sender.send(Event::Incoming(event));
+        let loaded = loaded.recv();
+        let loaded = loaded.map(|loaded| loaded.and(unlocked).and_then(|()| self.disks.synced()));
+        let event = match loaded {
+            Ok(Ok(())) => TargetEvent::StateLoaded {
+                memory_follows: self.following.is_some(),
+            },
+            Ok(Err(why)) => {
+                self.trouble = Some(why);
+                TargetEvent::LoadFailed
+            }
+            Err(_) => TargetEvent::LoadFailed,
+        };
+        let load_us = micros(begun.elapsed());
+        for action in self.machine.step(event) {
+            match action {
+                TargetAction::SendReady => self.send(&Message::Ready { load_us }),
+                action => self.act(*action),
+            }
+        }
+    }
+
+    /// Waits for the word of the source, or what takes its place.
+    pub(super) fn hand_over(&mut self) {
+        loop {
+            match self.machine.state() {
+                TargetState::Running | TargetState::Dropped | TargetState::Receiving => return,
+                TargetState::InDoubt => self.seek(),
+                TargetState::Loaded | TargetState::Asked => {
+                    let event = self.hear();
+                    self.step(event);
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self) -> TargetEvent {
+        let Some(channel) = &mut self.channel else {
+            return TargetEvent::LinkLost;
+        };
+        let ends_mean_something = ends_mean_something(channel);
+        let received = loop {
+            match channel.receive() {
+                // It is still there.
+                Ok(Received::Message(message)) if TargetEvent::of(&message).is_none() => {}
+                received => break received,
+            }
+        };
+        match received {
+            Ok(Received::Message(message)) => match TargetEvent::of(&message) {
+                Some(TargetEvent::Cancel) => {
+                    self.trouble = Some("the source keeps it".into());
+                    TargetEvent::Cancel
+                }
+                event => event.unwrap_or(TargetEvent::Unexpected),
+            },
+            Ok(_) => TargetEvent::Unexpected,
+            Err(ChannelError::Closed) if ends_mean_something => {
+                if self.machine.state() == TargetState::Loaded {
+                    tracing::warn!(
+                        "the source has ended: the machine, which is whole, goes on here"
+                    );
+                }
+                TargetEvent::LinkClosed
+            }
+            Err(ChannelError::Closed | ChannelError::Lost(_) | ChannelError::TimedOut) => {
+                TargetEvent::LinkLost
+            }
+            Err(error) => {
+                self.trouble = Some(with_causes(&error));
+                TargetEvent::Unexpected
+            }
+        }
+    }
+
+    pub(super) fn step(&mut self, event: TargetEvent) {
+        let before = self.machine.state();
+        for action in self.machine.step(event) {
+            self.act(*action);
+        }
+        let after = self.machine.state();
+        if before != after && after == TargetState::InDoubt {
+            self.channel = None;
+            tracing::warn!(
+                "the connection broke while the machine was handed over: it does not run here \
+                 until the source is back or somebody decides"
+            );
+            self.reception.progress.enter(MigrationPhase::InDoubt);
+        }
+    }
+
+    fn send(&mut self, message: &Message) {
+        if let Some(channel) = &mut self.channel {
+            // What became of it is seen when it is read from.
+            let _ = channel.send(message);
+        }
+    }
+
+    fn act(&mut self, action: TargetAction) {
+        match action {
+            TargetAction::SendReady => self.send(&Message::Ready { load_us: 0 }),
+            TargetAction::SendTakenOver => self.send(&Message::TakenOver),
+            TargetAction::SendComplete => self.send(&Message::Complete),
+            TargetAction::SendFailed => {
+                let why = self.trouble.clone();
+                let why = why.unwrap_or_else(|| "the source has said what makes no sense".into());
+                self.send(&Message::Failed { why });
+            }
+            TargetAction::SendStanding(standing) => self.send(&Message::Standing(standing)),
+            TargetAction::RunGuest => self.run_guest(),
+            // Done when this ends.
+            TargetAction::DropGuest => {}
+            TargetAction::Refuse(refusal) => tracing::warn!("{refusal}"),
+        }
+    }
+
+    fn run_guest(&mut self) {
+        let begun = Instant::now();
+        self.disks.keep();
+        let (started, starts) = channel();
+        let run = IncomingEvent::Run(started);
+        self.reception.sender.send(Event::Incoming(run));
+        // An end of the process says it too.
+        let _ = starts.recv();
+        let resume_us = micros(begun.elapsed());
+        self.send(&Message::Running { resume_us });
+        let phase = if self.following.is_some() {
+            MigrationPhase::PostCopy
+        } else {
+            MigrationPhase::Completed
+        };
+        self.reception.progress.enter(phase);
+    }
+
+    /// Stays for a source that may not have heard that the machine runs here.
+    pub(super) fn see_off(&mut self) {
+        let end = Instant::now() + SEE_OFF_LIMIT;
+        while Instant::now() < end {
+            let Some(channel) = &mut self.channel else {
+                self.seek();
+                continue;
+            };
+            let ends_mean_something = ends_mean_something(channel);
+            match channel.receive() {
+                // It has heard it.
+                Ok(Received::Message(Message::KeepAlive)) => return,
+                Ok(Received::Message(message)) => {
+                    if let Some(event) = TargetEvent::of(&message) {
+                        self.step(event);
+                    }
+                }
+                // It has ended.
+                Err(ChannelError::Closed) if ends_mean_something => return,
+                Ok(_) | Err(_) => self.channel = None,
+            }
+        }
+    }
+
+    /// Waits for the source to come back, or for somebody who decides.
+    fn seek(&mut self) {
+        let decision = match self.reception.control.decision(Duration::ZERO) {
+            Some(MigrationDecision::Run) => Some(Decision::Run),
+            Some(MigrationDecision::Abandon) => Some(Decision::Abandon),
+            None => None,
+        };
+        if let Some(decision) = decision {
+            self.trouble = Some("it was given up".into());
+            return self.step(TargetEvent::Decision(decision));
+        }
+        match self.meet() {
+            Ok(Some((mut channel, hello))) if hello.purpose == Purpose::Return => {
+                if channel.welcome(&hello).is_ok() {
+                    self.channel = Some(channel);
+                    self.step(TargetEvent::Returned);
+                }
+            }
+            Ok(Some((mut channel, _))) => send_away(&mut channel),
+            Ok(None) => {}
+            Err(Failure(why)) => tracing::warn!("{why}"),
+        }
+    }
+}
