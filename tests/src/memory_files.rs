@@ -47,7 +47,9 @@ pub fn differing_pages(first: &Path, second: &Path) -> Vec<usize> {
 #[track_caller]
 pub fn assert_same_memory(first: &Path, second: &Path) {
     let pages = differing_pages(first, second);
-    assert!(pages.is_empty(), "pages that differ: {pages:?}");
+    let count = pages.len();
+    let first: Vec<_> = pages.into_iter().take(16).collect();
+    assert!(count == 0, "{count} pages differ, the first are {first:?}");
 }
 
 /// What is before and behind the mark in a page that has one.
