@@ -220,17 +220,11 @@ fn a_machine_with_shared_memory_is_saved_and_restored() {
     assert_same_memory(&named("all").memory, &named("last").memory);
 }
 
-#[test]
-fn a_diff_after_a_move_has_what_was_written_before_it() {
+/// Checks that the first diff after a move is of everything, and the second of what was written
+/// since.
+pub(crate) fn assert_diffs_after_a_move(pair: &mut Pair) {
     let folder = tempfile::tempdir().unwrap();
     let named = |name| Snapshot::named(folder.path(), name);
-    let mut pair = Pair::start(&Setup {
-        args: "bare.touch=4",
-        parts: &[shared(true)],
-        receive: json!({"track_dirty_pages": true}),
-        ..Setup::default()
-    });
-    assert_nothing_sent(&pair.moved(&json!({}), LIMIT));
     let live = pair.live(Side::Target);
     live.pause();
     live.save("Diff", &named("first"));
@@ -244,4 +238,16 @@ fn a_diff_after_a_move_has_what_was_written_before_it() {
     let merged = folder.path().join("merged");
     merge(&named("full").memory, &named("second").memory, &merged);
     assert_same_memory(&merged, &named("later").memory);
+}
+
+#[test]
+fn a_diff_after_a_move_has_what_was_written_before_it() {
+    let mut pair = Pair::start(&Setup {
+        args: "bare.touch=4",
+        parts: &[shared(true)],
+        receive: json!({"track_dirty_pages": true}),
+        ..Setup::default()
+    });
+    assert_nothing_sent(&pair.moved(&json!({}), LIMIT));
+    assert_diffs_after_a_move(&mut pair);
 }

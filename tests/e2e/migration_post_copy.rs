@@ -10,6 +10,7 @@ use brume_tests::migration::{Link, Pair, Setup, Side};
 use serde_json::{Value, json};
 
 use crate::migration::{LIMIT, WRITES, assert_settled};
+use crate::migration_memfd::assert_diffs_after_a_move;
 
 #[test]
 fn memory_follows_a_guest_over_every_link() {
@@ -24,6 +25,19 @@ fn memory_follows_a_guest_over_every_link() {
             pair.moved(&body, LIMIT);
             assert_settled(&mut pair);
         }
+    }
+}
+
+#[test]
+fn a_diff_has_what_was_sent_and_what_has_followed() {
+    for mode in ["PreCopy", "PostCopy"] {
+        let mut pair = Pair::start(&Setup {
+            args: "bare.touch=4",
+            receive: json!({"track_dirty_pages": true}),
+            ..Setup::default()
+        });
+        pair.moved(&json!({"mode": mode}), LIMIT);
+        assert_diffs_after_a_move(&mut pair);
     }
 }
 

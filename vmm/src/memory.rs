@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+mod filling;
 mod following;
 mod handler;
 pub(crate) mod pagemap;
@@ -34,6 +35,7 @@ use vm_memory::{
 use self::pagemap::Wanted;
 use crate::page_set::{self, PAGE_SIZE, PageSet};
 
+pub(crate) use filling::Filling;
 pub(crate) use following::Following;
 pub(crate) use handler::Handler;
 pub(crate) use populate::Pages;

@@ -18,8 +18,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use brume_virtio::GuestMemory;
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use super::uffd::{Uffd, UffdError};
 use crate::page_set::{PAGE_SIZE, PageSet, Region, regions};
@@ -35,8 +35,7 @@ pub(crate) struct Following {
     changed: Condvar,
     /// Whether all of it is here.
     complete: AtomicBool,
-    // Keeps the mapping.
-    _guest: GuestMemory,
+    guest: GuestMemory,
 }
 
 struct Missing {
@@ -78,7 +77,7 @@ impl Following {
             }),
             changed: Condvar::new(),
             complete: AtomicBool::new(false),
-            _guest: guest.clone(),
+            guest: guest.clone(),
         })
     }
 
@@ -112,10 +111,7 @@ impl Following {
             if missing.pages.contains(page) {
                 return Ok(Some(page));
             }
-            let start = host_address(region, page);
-            settle(&self.uffd, start, PAGE_SIZE, || {
-                self.uffd.zero(start, PAGE_SIZE)
-            })?;
+            settle(&self.uffd, host_address(region, page))?;
         }
         Ok(None)
     }
@@ -126,28 +122,32 @@ impl Following {
     ///
     /// The memory has no such pages, or the host does not take them.
     pub(crate) fn give(&self, pages: Range<u64>, bytes: Option<&[u8]>) -> io::Result<u64> {
+        let last = self.regions.last().map_or(0, |region| region.pages().end);
+        if pages.end > last {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let mut given = 0;
         let mut missing = self.lock();
-        for (index, page) in pages.enumerate() {
+        let mut next = pages.start;
+        while next < pages.end {
             // What came before is newer by now: the guest may have written to it.
-            if !missing.pages.contains(page) {
+            if !missing.pages.contains(next) {
+                next += 1;
                 continue;
             }
-            let region = self.regions.iter().find(|r| r.pages().contains(&page));
+            let region = self.regions.iter().find(|r| r.pages().contains(&next));
             let region = region.ok_or(io::ErrorKind::InvalidInput)?;
-            let address = host_address(region, page);
-            settle(&self.uffd, address, PAGE_SIZE, || match bytes {
-                Some(bytes) => {
-                    const BYTES: usize = 4096;
-                    let place = index * BYTES..(index + 1) * BYTES;
-                    let bytes = bytes.get(place).ok_or(io::ErrorKind::InvalidInput)?;
-                    self.uffd.copy(address, bytes)
-                }
-                None => self.uffd.zero(address, PAGE_SIZE),
-            })?;
-            missing.pages.remove(page);
-            missing.left -= 1;
-            given += 1;
+            let most = pages.end.min(region.pages().end);
+            let end = (next..most).find(|&page| !missing.pages.contains(page));
+            let run = next..end.unwrap_or(most);
+            let offset = (run.start - pages.start) * PAGE_SIZE;
+            let bytes = bytes.map(|bytes| part(bytes, offset, &run)).transpose()?;
+            self.put(region, &run, bytes)?;
+            run.clone().for_each(|page| missing.pages.remove(page));
+            let count = run.end - run.start;
+            missing.left -= count;
+            given += count;
+            next = run.end;
         }
         if missing.left == 0 {
             self.changed.notify_all();
@@ -178,6 +178,36 @@ impl Following {
         Ok(())
     }
 
+    /// Gives pages of one region that are missing, all of them.
+    fn put(&self, region: &Region, pages: &Range<u64>, bytes: Option<&[u8]>) -> io::Result<()> {
+        let address = host_address(region, pages.start);
+        match bytes {
+            Some(bytes) => {
+                self.uffd.copy(address, bytes, |there| {
+                    let len = (there.end - there.start) as u64;
+                    self.uffd.wake(address + there.start as u64, len)
+                })?;
+                // A diff is of all that was written since the machine was started.
+                self.mark_written(region, pages)
+            }
+            None => pages.clone().try_for_each(|page| {
+                let address = host_address(region, page);
+                settle(&self.uffd, address)
+            }),
+        }
+    }
+
+    fn mark_written(&self, region: &Region, pages: &Range<u64>) -> io::Result<()> {
+        let offset = pages.start * PAGE_SIZE - region.offset;
+        let address = GuestAddress(region.guest_address + offset);
+        let len = (pages.end - pages.start) * PAGE_SIZE;
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        let slice = self.guest.get_slice(address, len);
+        let slice = slice.map_err(io::Error::other)?;
+        slice.bitmap().mark_dirty(0, len);
+        Ok(())
+    }
+
     fn page_at(&self, address: u64) -> Option<(&Region, u64)> {
         self.regions.iter().find_map(|region| {
             let offset = address.checked_sub(region.host_address as u64)?;
@@ -200,23 +230,26 @@ fn host_address(region: &Region, page: u64) -> u64 {
     region.host_address as u64 + (page * PAGE_SIZE - region.offset)
 }
 
-/// Does `give` until the page is there, whoever gave it.
-fn settle(
-    uffd: &Uffd,
-    address: u64,
-    len: u64,
-    mut give: impl FnMut() -> io::Result<()>,
-) -> io::Result<()> {
+/// Gives the page at `address` zeros, unless it is there.
+fn settle(uffd: &Uffd, address: u64) -> io::Result<()> {
     loop {
-        match give() {
+        match uffd.zero(address, PAGE_SIZE) {
             Ok(()) => return Ok(()),
             Err(error) => match error.raw_os_error() {
-                Some(libc::EEXIST) => return uffd.wake(address, len),
+                Some(libc::EEXIST) => return uffd.wake(address, PAGE_SIZE),
                 Some(libc::EAGAIN | libc::EINTR) => {}
                 _ => return Err(error),
             },
         }
     }
+}
+
+/// The bytes of `pages`, which begin at `offset`.
+fn part<'a>(bytes: &'a [u8], offset: u64, pages: &Range<u64>) -> io::Result<&'a [u8]> {
+    let end = offset + (pages.end - pages.start) * PAGE_SIZE;
+    let place = |at: u64| usize::try_from(at).map_err(io::Error::other);
+    let part = bytes.get(place(offset)?..place(end)?);
+    part.ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 fn discard(region: &Region, pages: Range<u64>, advice: libc::c_int) -> io::Result<()> {
@@ -240,7 +273,7 @@ mod tests {
     use std::thread;
 
     use brume_api::config::MachineConfig;
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::Bytes;
 
     use super::*;
 

@@ -23,6 +23,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,9 @@ const API: u64 = 0xaa;
 const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 const FEATURE_MISSING_HUGETLBFS: u64 = 1 << 4;
 const REGISTER_MODE_MISSING: u64 = 1;
+
+/// What memory that is given by the page is a multiple of, in bytes.
+const PAGE: usize = 4096;
 
 /// `struct uffdio_api` of linux/userfaultfd.h
 #[repr(C)]
@@ -291,18 +295,46 @@ impl Uffd {
         check(unsafe { ioctl_with_mut_ref(self, UFFDIO_REGISTER(), &mut register) })
     }
 
-    /// Gives pages their bytes, from `address` on, and lets those go on who wait for them.
-    pub(super) fn copy(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut copy = Copy {
-            to: address,
-            from: bytes.as_ptr() as u64,
-            len: bytes.len() as u64,
-            mode: 0,
-            copied: 0,
-        };
-        // SAFETY: the structure is the one that the kernel reads and writes by this number. It reads
-        // `len` bytes at `from`, which are `bytes`, and writes only to registered memory.
-        check(unsafe { ioctl_with_mut_ref(self, UFFDIO_COPY(), &mut copy) })
+    /// Gives pages their bytes, from `address` on, and lets those go on who wait for them. Of each
+    /// page that is there already `is_there` is told where in `bytes` it is.
+    ///
+    /// # Errors
+    ///
+    /// Those of `is_there`; or the host has no memory, or `ENOENT`: the memory is not registered.
+    pub(super) fn copy(
+        &self,
+        address: u64,
+        bytes: &[u8],
+        mut is_there: impl FnMut(Range<usize>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while let Some(rest @ [_, ..]) = bytes.get(done..) {
+            let mut copy = Copy {
+                to: address + done as u64,
+                from: rest.as_ptr() as u64,
+                len: rest.len() as u64,
+                mode: 0,
+                copied: 0,
+            };
+            // SAFETY: the structure is the one that the kernel reads and writes by this number. It
+            // reads `len` bytes at `from`, which are `rest`, and writes only to registered memory.
+            let result = unsafe { ioctl_with_mut_ref(self, UFFDIO_COPY(), &mut copy) };
+            let Err(error) = check(result) else {
+                break;
+            };
+            match error.raw_os_error() {
+                Some(libc::EEXIST) => {
+                    let page = done..done + PAGE;
+                    is_there(page.clone())?;
+                    done = page.end;
+                }
+                // As far as the first that is there, if it has copied any.
+                Some(libc::EAGAIN) => done += usize::try_from(copy.copied).unwrap_or(0),
+                Some(libc::EINTR) => {}
+                _ => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Gives pages zeros, from `address` on, `len` bytes, and lets those go on who wait for them.

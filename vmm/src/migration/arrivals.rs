@@ -10,10 +10,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use brume_api::with_causes;
-use brume_migration::{Channel, ChannelError, Closer, Message, PAGE, PagesIn, Received};
+use brume_migration::{Channel, ChannelError, Closer, Message, PagesIn, Received};
 
 use super::status::Progress;
-use crate::memory::MachineMemory;
+use crate::memory::Filling;
 use crate::page_set::PAGE_SIZE;
 
 /// Where connections wait for each other.
@@ -78,46 +78,39 @@ impl Rendezvous {
     }
 }
 
-/// Pages into memory that are there; how many had bytes, and how many were zeros.
-pub(super) fn apply(memory: &MachineMemory, pages: PagesIn<'_>) -> io::Result<(u64, u64)> {
-    let mut counts = (0, 0);
-    for (run, bytes) in pages.runs() {
-        let range = run.first..run.first + u64::from(run.pages);
-        let slice = memory.slice(range.clone())?;
-        match bytes {
-            Some(bytes) => {
-                slice.copy_from(bytes);
-                counts.0 += u64::from(run.pages);
-            }
-            None => {
-                // A page that was never written to is not made by it.
-                for page in range {
-                    if !memory.is_zero(page)? {
-                        let one = memory.slice(page..page + 1)?;
-                        one.copy_from(&[0_u8; PAGE]);
-                    }
-                }
-                counts.1 += u64::from(run.pages);
-            }
-        }
-    }
-    Ok(counts)
-}
-
-/// Applies pages and tells of them.
+/// Puts pages in their places and tells of them.
 pub(super) fn take(
-    memory: &MachineMemory,
+    filling: &Filling,
     pages: PagesIn<'_>,
     progress: &Progress,
 ) -> Result<(), String> {
-    let (data, zeros) = apply(memory, pages)
-        .map_err(|_| "the source has sent pages that the machine does not have".to_owned())?;
+    let (data, zeros) = put(filling, pages)
+        .map_err(|error| format!("the source has sent pages that cannot be taken: {error}"))?;
     progress.update(|status| {
         status.pages += data;
         status.zero_pages += zeros;
         status.bytes += data * PAGE_SIZE;
     });
     Ok(())
+}
+
+/// How many had bytes, and how many were zeros.
+fn put(filling: &Filling, pages: PagesIn<'_>) -> io::Result<(u64, u64)> {
+    let mut counts = (0, 0);
+    for (run, bytes) in pages.runs() {
+        let range = run.first..run.first + u64::from(run.pages);
+        match bytes {
+            Some(bytes) => {
+                filling.write(range, bytes)?;
+                counts.0 += u64::from(run.pages);
+            }
+            None => {
+                filling.zero(range)?;
+                counts.1 += u64::from(run.pages);
+            }
+        }
+    }
+    Ok(counts)
 }
 
 /// The connections but the first one.
@@ -134,7 +127,7 @@ impl Arrivals {
     /// The host gives no thread.
     pub(super) fn start(
         channels: Vec<Channel>,
-        memory: &Arc<MachineMemory>,
+        filling: &Arc<Filling>,
         rendezvous: &Arc<Rendezvous>,
         progress: &Progress,
     ) -> Result<Self, ChannelError> {
@@ -144,10 +137,10 @@ impl Arrivals {
         };
         for (index, mut channel) in (1..).zip(channels) {
             all.closers.push(channel.closer()?);
-            let (memory, rendezvous) = (memory.clone(), rendezvous.clone());
+            let (filling, rendezvous) = (filling.clone(), rendezvous.clone());
             let progress = progress.clone();
             let serve = move || {
-                if let Err(why) = serve(&mut channel, index, &memory, &rendezvous, &progress) {
+                if let Err(why) = serve(&mut channel, index, &filling, &rendezvous, &progress) {
                     rendezvous.break_up(why);
                 }
             };
@@ -172,13 +165,13 @@ impl Drop for Arrivals {
 fn serve(
     channel: &mut Channel,
     index: usize,
-    memory: &MachineMemory,
+    filling: &Filling,
     rendezvous: &Rendezvous,
     progress: &Progress,
 ) -> Result<(), String> {
     loop {
         match channel.receive() {
-            Ok(Received::Pages(pages)) => take(memory, pages, progress)?,
+            Ok(Received::Pages(pages)) => take(filling, pages, progress)?,
             Ok(Received::Message(Message::PassEnded { pass, .. })) => {
                 rendezvous.wait(index, pass)?;
             }

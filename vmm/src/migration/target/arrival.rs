@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use brume_api::config::HugePages;
 use brume_api::{MigrationPhase, with_causes};
 use brume_migration::{
     Channel, ChannelError, Hello, Message, Purpose, Received, Session, StateParts, Target,
@@ -20,7 +21,7 @@ use super::super::offer::{Acceptance, Offer};
 use super::super::serving::words_of;
 use super::{Failure, Reception};
 use crate::event::Event;
-use crate::memory::{Backing, Following, MachineMemory};
+use crate::memory::{Backing, Filling, Following, MachineMemory};
 use crate::page_set::PageSet;
 
 /// How long the other connections of a move may take to come.
@@ -84,6 +85,8 @@ impl<'a> Arrival<'a> {
         let (offer, handed) = hear_offer(channel)?;
         self.shares_memory = handed.is_some();
         let memory = self.prepare(&offer, handed)?;
+        let small = offer.config.machine_config.huge_pages == HugePages::None;
+        let filling = Arc::new(Filling::begin(memory, small && !self.shares_memory));
         let (connections, may_follow) = if self.shares_memory {
             (1, false)
         } else {
@@ -92,8 +95,8 @@ impl<'a> Arrival<'a> {
         let rendezvous = Arc::new(Rendezvous::new(usize::from(connections)));
         let others = self.accept_others(connections, may_follow)?;
         let progress = &self.reception.progress;
-        let arrivals = Arrivals::start(others, &memory, &rendezvous, progress)?;
-        let state = match self.memory_and_state(&memory, &rendezvous) {
+        let arrivals = Arrivals::start(others, &filling, &rendezvous, progress)?;
+        let state = match self.memory_and_state(&filling, &rendezvous) {
             Ok(Some(state)) => state,
             Ok(None) => return Ok(()),
             Err(Failure(why)) => {
@@ -106,9 +109,10 @@ impl<'a> Arrival<'a> {
         };
         // All of them have come to the end of the last pass.
         drop(arrivals);
+        filling.settle();
         self.reception.control.guard_connections();
         progress.enter(MigrationPhase::SwitchOver);
-        if let Err(error) = self.begin_to_follow(&memory) {
+        if let Err(error) = self.begin_to_follow(filling.memory()) {
             self.trouble = Some(with_causes(&error));
             self.step(TargetEvent::LoadFailed);
             return Ok(());
@@ -227,7 +231,7 @@ impl<'a> Arrival<'a> {
     /// Takes memory and state; `None` if the source has called it off.
     fn memory_and_state(
         &mut self,
-        memory: &MachineMemory,
+        filling: &Filling,
         rendezvous: &Rendezvous,
     ) -> Result<Option<(Vec<u8>, Stopped)>, Failure> {
         let progress = &self.reception.progress;
@@ -237,7 +241,7 @@ impl<'a> Arrival<'a> {
         let (mut parts, mut state) = (StateParts::new(), None);
         loop {
             match channel.receive()? {
-                Received::Pages(pages) if !self.shares_memory => take(memory, pages, progress)?,
+                Received::Pages(pages) if !self.shares_memory => take(filling, pages, progress)?,
                 Received::Disk {
                     drive,
                     offset,
@@ -257,13 +261,15 @@ impl<'a> Arrival<'a> {
                     bytes,
                 } if state.is_none() => state = parts.add(offset, last, bytes)?,
                 Received::Missing { first_word, bytes } if !self.shares_memory => {
-                    let empty = || PageSet::empty(memory.size);
+                    let empty = || PageSet::empty(filling.memory().size);
                     let missing = self.missing.get_or_insert_with(empty);
                     let first = usize::try_from(first_word).unwrap_or(usize::MAX);
                     missing.insert_words(first, &words_of(bytes));
                 }
                 Received::Message(Message::PassEnded { pass, .. }) => {
                     rendezvous.wait(0, pass)?;
+                    // From now on most of what comes is there already.
+                    filling.settle();
                     channel.send(&Message::PassTaken { pass })?;
                     progress.update(|status| status.pass = pass);
                 }
