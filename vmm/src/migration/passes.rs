@@ -138,17 +138,21 @@ impl Passes {
                 .clear(&first.region, first.words.clone(), &seen)?;
         }
         while let Some(window) = windows.next() {
+            // Held throughout: what the log has of the window has to stay there, or another reader
+            // would take it to where the pages are that are taken here.
+            let mut tracker = self.tracker();
             // What was written since the window was cleared, and what is to be cleared next.
-            let now = self.tracker().scan_region(&window.region)?;
+            let now = tracker.scan_region(&window.region)?;
             let first = window.region.words().start;
             let mine = window.words.start - first..window.words.end - first;
-            let again = now.get(mine).unwrap_or_default().to_vec();
+            let again = now.get(mine).unwrap_or_default();
             if let Some(next) = windows.peek() {
                 seen.insert_words(first, &now);
-                self.tracker()
-                    .clear(&next.region, next.words.clone(), &seen)?;
+                tracker.clear(&next.region, next.words.clone(), &seen)?;
             }
-            self.send_window(number, window, &again, lanes, &mut done)?;
+            let taken = tracker.take_words(Reader::Transfer, window.words.clone());
+            drop(tracker);
+            self.send_window(number, window, (taken, again), lanes, &mut done)?;
             if lanes.first.is_forced() {
                 // What was not looked at is still to be sent, as if it had been written again.
                 break;
@@ -233,14 +237,11 @@ impl Passes {
         &self,
         number: u32,
         window: &Window,
-        again: &[u64],
+        (mut words, again): (Vec<u64>, &[u64]),
         lanes: &mut Lanes,
         done: &mut PassDone,
     ) -> Result<(), SourceError> {
         let start = window.words.start;
-        let mut words = self
-            .tracker()
-            .take_words(Reader::Transfer, window.words.clone());
         if number == 1 {
             let kept = self.in_use.filter(&window.region, start, &mut words);
             kept.map_err(SourceError::Search)?;
