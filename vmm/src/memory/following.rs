@@ -62,11 +62,11 @@ impl Following {
             libc::MADV_DONTNEED
         };
         for region in &regions {
-            // Large pages would bring back what is dropped here around each small one.
+            // First, so that the kernel does not make a large page with zeros of what is dropped.
+            uffd.register(region).map_err(UffdError::Register)?;
             for range in missing.ranges_in(region.words()) {
                 discard(region, range, advice).map_err(UffdError::Register)?;
             }
-            uffd.register(region).map_err(UffdError::Register)?;
         }
         Ok(Self {
             uffd,
@@ -176,6 +176,17 @@ impl Following {
         }
         self.complete.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Gives it up: what is missing is zeros from now on, so that nobody waits for it. The guest
+    /// must not run any more, or yet.
+    pub(crate) fn abandon(&self) {
+        for region in &self.regions {
+            if let Err(error) = self.uffd.unregister(region) {
+                tracing::warn!("the memory of a machine that does not come is not let go: {error}");
+            }
+        }
+        self.complete.store(true, Ordering::Release);
     }
 
     /// Gives pages of one region that are missing, all of them.

@@ -72,6 +72,9 @@ impl<'a> Arrival<'a> {
         if self.machine.state() == TargetState::Running {
             return Ok(());
         }
+        if let Some(following) = &self.following {
+            following.abandon();
+        }
         let why = result.err().map(|Failure(why)| why);
         Err(Failure(self.trouble.or(why).unwrap_or_default()))
     }
@@ -120,11 +123,8 @@ impl<'a> Arrival<'a> {
         self.load(state);
         self.hand_over();
         if self.machine.state() == TargetState::Running {
-            let followed = self.following.is_some();
             self.follow();
-            if !followed {
-                self.see_off();
-            }
+            self.see_off();
         }
         Ok(())
     }

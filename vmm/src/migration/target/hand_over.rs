@@ -2,7 +2,7 @@
 //! The hand-over as the target carries it out. Which side may run the guest is decided by
 //! [`brume_migration::Target`]; here are its connection and its owner.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, RecvError, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use brume_api::{MigrationDecision, MigrationPhase, with_causes};
@@ -12,10 +12,12 @@ use brume_migration::{
 
 use super::super::incoming::{IncomingEvent, Stopped};
 use super::super::status::micros;
-use super::arrival::{Arrival, send_away};
-use super::{Failure, ends_mean_something};
+use super::arrival::{Arrival, STALL_LIMIT, send_away};
+use super::{Failure, LOOK, ends_mean_something};
 use crate::event::Event;
 
+/// How long the guest may take to go on before its memory is taken all the same.
+const START_LIMIT: Duration = Duration::from_secs(1);
 /// How long a source may take to come back for the word that the machine runs here.
 const SEE_OFF_LIMIT: Duration = Duration::from_secs(600);
 
@@ -37,7 +39,7 @@ impl Arrival<'_> {
             reply,
         };
         self.reception.sender.send(Event::Incoming(event));
-        let loaded = loaded.recv();
+        let loaded = self.wait_loaded(&loaded);
         let loaded = loaded.map(|loaded| loaded.and(unlocked).and_then(|()| self.disks.synced()));
         let event = match loaded {
             Ok(Ok(())) => TargetEvent::StateLoaded {
@@ -54,6 +56,35 @@ impl Arrival<'_> {
             match action {
                 TargetAction::SendReady => self.send(&Message::Ready { load_us }),
                 action => self.act(*action),
+            }
+        }
+    }
+
+    /// Waits for the owner. What it needs of the memory may never come: then it finds zeros, and
+    /// what it makes of them is not used.
+    fn wait_loaded(
+        &mut self,
+        loaded: &Receiver<Result<(), String>>,
+    ) -> Result<Result<(), String>, RecvError> {
+        let Some(following) = self.following.clone() else {
+            return loaded.recv();
+        };
+        let end = Instant::now() + STALL_LIMIT;
+        loop {
+            match loaded.recv_timeout(LOOK) {
+                Ok(loaded) => return Ok(loaded),
+                Err(RecvTimeoutError::Disconnected) => return Err(RecvError),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // All that the source could say now is that it keeps the machine.
+            let channel = self.channel.as_mut();
+            let is_over =
+                channel.is_none_or(|channel| channel.wait(Duration::ZERO).unwrap_or(true));
+            if is_over || Instant::now() >= end {
+                following.abandon();
+                let _ = loaded.recv();
+                let why = "the source was lost before the machine had what it needs of its memory";
+                return Ok(Err(why.into()));
             }
         }
     }
@@ -158,8 +189,12 @@ impl Arrival<'_> {
         let (started, starts) = channel();
         let run = IncomingEvent::Run(started);
         self.reception.sender.send(Event::Incoming(run));
-        // An end of the process says it too.
-        let _ = starts.recv();
+        // An end of the process says it too. What has to follow is taken by this thread.
+        let _ = if self.following.is_some() {
+            starts.recv_timeout(START_LIMIT).ok()
+        } else {
+            starts.recv().ok()
+        };
         let resume_us = micros(begun.elapsed());
         self.send(&Message::Running { resume_us });
         let phase = if self.following.is_some() {
