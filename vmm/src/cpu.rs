@@ -5,6 +5,7 @@ mod counters;
 mod cpuid;
 mod exit;
 mod kick;
+mod place;
 mod registers;
 mod report;
 mod setup;
@@ -14,6 +15,7 @@ mod thread;
 
 pub(crate) use counters::VcpuCounts;
 pub(crate) use cpuid::missing_features;
+pub(crate) use place::Place;
 pub use report::{FailureReport, VcpuFailure};
 pub(crate) use setup::{CpuPlan, set_up};
 pub use state::VcpuRestoreError;

@@ -229,6 +229,14 @@ impl MachineMemory {
         Ok(u64::from_le(word))
     }
 
+    /// The page that has a guest-physical address.
+    pub(crate) fn page_at(&self, address: u64) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let within = address.checked_sub(region.guest_address)?;
+            (within < region.size).then_some((region.offset + within) / PAGE_SIZE)
+        })
+    }
+
     /// Whether there is nothing in a page.
     ///
     /// # Errors

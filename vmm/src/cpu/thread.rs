@@ -21,6 +21,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::counters::{VcpuCounters, VcpuCounts};
 use super::exit;
 use super::kick::{Kickable, install_handler, kick};
+use super::place::Place;
 use super::report::{FailureReport, VcpuFailure};
 use super::state::{Known, VcpuState};
 use crate::event::{Event, EventSender};
@@ -37,6 +38,8 @@ pub(crate) struct VcpuBuses {
 enum Command {
     /// Leave the guest in a consistent state, say so, and wait.
     Hold(Sender<()>),
+    /// Tell where it is; only for a vCPU that is held.
+    Locate(Sender<Result<Place, KvmError>>),
     /// Tell the state; only for a vCPU that is held.
     Save(Sender<Result<VcpuState, KvmError>>),
     /// Go on.
@@ -142,6 +145,14 @@ impl VcpuHandle {
         held
     }
 
+    /// Asks a vCPU that is held where it is.
+    pub(crate) fn locate(&self) -> Receiver<Result<Place, KvmError>> {
+        let (reply, place) = channel();
+        // One that has ended drops the way to answer.
+        let _ = self.commands.send(Command::Locate(reply));
+        place
+    }
+
     /// Asks a vCPU that is held for its state.
     pub(crate) fn save(&self) -> Receiver<Result<VcpuState, KvmError>> {
         let (reply, saved) = channel();
@@ -218,6 +229,10 @@ impl Runner {
             match self.commands.recv() {
                 Ok(Command::Continue) => return true,
                 Ok(Command::Hold(reply)) => drop(reply.send(())),
+                Ok(Command::Locate(reply)) => {
+                    // Whoever asked may have given up.
+                    let _ = reply.send(Place::of(&self.vcpu.vcpu));
+                }
                 Ok(Command::Save(reply)) => {
                     let state = VcpuState::save(&self.vcpu.vcpu, &self.known);
                     // Whoever asked may have given up.
@@ -253,8 +268,9 @@ impl Runner {
                 }
             }
             Some(Command::Stop) => Step::End(None),
-            // A state is only asked for while it is held.
-            Some(Command::Continue | Command::Save(_) | Command::Nap(_)) | None => Step::Enter,
+            // State and place are only asked for while it is held.
+            Some(Command::Continue | Command::Locate(_) | Command::Save(_) | Command::Nap(_))
+            | None => Step::Enter,
         }
     }
 

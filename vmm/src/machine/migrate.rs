@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use brume_api::config::HugePages;
 use brume_api::{
-    Answer, Fault, MigrationMode, MigrationPatch, MigrationPhase, MigrationRequest, MigrationRole,
-    MigrationStatus, OnTimeout, Request as ApiRequest, SendMigration, with_causes,
+    Answer, Fault, MigrationDecision, MigrationMode, MigrationPatch, MigrationPhase,
+    MigrationRequest, MigrationRole, MigrationStatus, OnTimeout, Request as ApiRequest,
+    SendMigration, with_causes,
 };
 use brume_snapshot::StateWriter;
 use brume_virtio::block::BlockControl;
 
 use super::{Ending, Machine};
-use crate::cpu::VcpuHandle;
+use crate::cpu::{Place, VcpuHandle};
 use crate::lifecycle::{VmEvent, VmState};
 use crate::migration::{
     Control, Departure, Disks, HandOver, MetadataSection, Offer, Route, SourceEnd, SourceEvent,
@@ -172,11 +173,20 @@ impl Machine {
             return Err(nothing_moves());
         };
         if patch.decision.is_some() {
-            let phase = self.telemetry.migration.get().phase;
-            if phase != MigrationPhase::InDoubt {
-                return Err(Fault::new(
-                    "There is nothing to decide: the two sides have not lost each other.",
-                ));
+            match self.telemetry.migration.get().phase {
+                MigrationPhase::InDoubt => {}
+                MigrationPhase::PostCopyInterrupted
+                    if patch.decision == Some(MigrationDecision::Abandon) => {}
+                MigrationPhase::PostCopyInterrupted => {
+                    return Err(Fault::new(
+                        "The machine runs at the target: here it can only be abandoned.",
+                    ));
+                }
+                _ => {
+                    return Err(Fault::new(
+                        "There is nothing to decide: the two sides have not lost each other.",
+                    ));
+                }
             }
         }
         moving.control.patch(patch);
@@ -213,7 +223,7 @@ impl Machine {
     /// What the thread that sends wants.
     pub(crate) fn departure(&mut self, event: SourceEvent) {
         match event {
-            SourceEvent::HandOver(reply) => self.hand_over(&reply),
+            SourceEvent::HandOver { reply, follows } => self.hand_over(&reply, follows),
             SourceEvent::Throttle(percent) => self.throttle(percent),
             SourceEvent::Resume => self.take_back(),
             SourceEvent::Ended(SourceEnd::Moved) => {
@@ -230,7 +240,7 @@ impl Machine {
     }
 
     /// Stops the machine, and gives its state away.
-    fn hand_over(&mut self, reply: &Sender<HandOver>) {
+    fn hand_over(&mut self, reply: &Sender<HandOver>, follows: bool) {
         let since = Instant::now();
         let ran = self.state == VmState::Running;
         let stopped = self.stop_for_move(ran);
@@ -239,6 +249,9 @@ impl Machine {
             Err(why) => reply.send(HandOver::Failed(why)),
             Ok(()) => {
                 let _ = reply.send(HandOver::Held { since });
+                if follows {
+                    let _ = reply.send(HandOver::Places(self.places()));
+                }
                 match self.state_to_move() {
                     Ok(state) => reply.send(HandOver::State(state)),
                     Err(error) => reply.send(HandOver::Failed(with_causes(&error))),
@@ -259,6 +272,13 @@ impl Machine {
         let next = self.state.next(VmEvent::Depart);
         self.enter(next.map_err(|error| error.to_string())?);
         Ok(())
+    }
+
+    /// Where the vCPUs are, as far as KVM tells.
+    fn places(&self) -> Vec<Place> {
+        let asked: Vec<_> = self.vcpus.iter().map(VcpuHandle::locate).collect();
+        let told = asked.into_iter().filter_map(|place| place.recv().ok());
+        told.flatten().collect()
     }
 
     fn state_to_move(&self) -> Result<Vec<u8>, CreateError> {

@@ -114,6 +114,7 @@ impl Asker {
             }
             while let Some(page) = self.following.wanted()? {
                 self.progress.update(|status| status.faults += 1);
+                tracing::debug!("the guest waits for page {page}");
                 self.asked.insert(page);
                 self.ask(page);
             }

@@ -22,12 +22,19 @@ use super::error::SourceError;
 use super::in_use::InUse;
 use super::lanes::{Amount, BATCH_PAGES, Batch, Lanes};
 use super::status::Progress;
+use crate::cpu::Place;
 use crate::dirty::{DirtyTracker, Reader};
 use crate::memory::MachineMemory;
-use crate::page_set::{PageSet, Region};
+use crate::page_set::{PAGE_SIZE, PageSet, Region};
 
 /// The size of a window in words of 64 pages: 16 MiB.
 const WINDOW: usize = 64;
+
+/// How many pages are sent before a guest goes on whose memory follows: 256 KiB, which take about
+/// as long as it would wait for one.
+const FIRST_PAGES: u64 = 64;
+/// How many pages there are likely to be needed together.
+const AHEAD: u64 = 4;
 
 /// What a pass has done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -120,6 +127,60 @@ impl Passes {
             left.insert_all(journal);
         }
         Ok(left)
+    }
+
+    /// Sends what the guest needs first when it goes on, with the guest paused; what is left then.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub(super) fn all_but_first(
+        &self,
+        places: &[Place],
+        lanes: &mut Lanes,
+    ) -> Result<PageSet, SourceError> {
+        let written = self.tracker().scan()?;
+        let mut left = self.left()?;
+        let mut first = PageSet::empty(self.memory.size);
+        let near = self.near(places);
+        let mut room = FIRST_PAGES.min(BATCH_PAGES);
+        for page in near.into_iter().chain(written.ranges().flatten()) {
+            if room == 0 {
+                break;
+            }
+            if left.contains(page) {
+                left.remove(page);
+                first.insert(page);
+                room -= 1;
+            }
+        }
+        if self.memory.handler.is_some() {
+            self.memory.fetch(&first)?;
+        }
+        let regions = self.memory.regions.iter();
+        let batch: Batch = regions
+            .flat_map(|region| first.ranges_in(region.words()))
+            .collect();
+        // On the connection that the state goes over: the others may be behind it.
+        let amount = lanes.first.send(&batch, Zeros::Told)?;
+        self.progress.sent(amount);
+        Ok(left)
+    }
+
+    /// The pages that vCPUs at `places` touch next.
+    fn near(&self, places: &[Place]) -> Vec<u64> {
+        if self.memory.handler.is_some() {
+            // A look might have to wait.
+            return Vec::new();
+        }
+        let read = |address| {
+            let page = self.memory.page_at(address)?;
+            let within = address % PAGE_SIZE;
+            self.memory.word(page * PAGE_SIZE + within).ok()
+        };
+        let addresses = places.iter().flat_map(|place| place.addresses(read));
+        let pages = addresses.filter_map(|address| self.memory.page_at(address));
+        pages.flat_map(|page| page..page + AHEAD).collect()
     }
 
     /// Sends what was written, while the guest goes on writing. The first pass sends all that is in

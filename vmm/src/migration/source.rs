@@ -23,6 +23,7 @@ use super::route::Route;
 use super::serving::Faults;
 use super::status::{Progress, micros, per_second};
 use super::switch_over::SwitchOver;
+use crate::cpu::Place;
 use crate::dirty::DirtyTracker;
 use crate::event::{Event, EventSender};
 use crate::memory::MachineMemory;
@@ -38,7 +39,11 @@ const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// What the owner of the machine is asked for, or told.
 pub(crate) enum SourceEvent {
     /// Stop the machine, and give its state away.
-    HandOver(Sender<HandOver>),
+    HandOver {
+        reply: Sender<HandOver>,
+        /// Whether memory follows the guest, so that it matters what it needs first.
+        follows: bool,
+    },
     /// Slow the vCPUs by so many percent.
     Throttle(u8),
     /// The guest stays: it goes on, if it was stopped for this.
@@ -54,6 +59,8 @@ pub(crate) enum HandOver {
         /// When the order to stop was given to them.
         since: Instant,
     },
+    /// Where the vCPUs are, as far as is known; only if memory follows.
+    Places(Vec<Place>),
     /// The state of the machine.
     State(Vec<u8>),
     /// It does not stop, or has no state.

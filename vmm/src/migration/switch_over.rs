@@ -23,6 +23,7 @@ use super::serving::{Faults, Lacks, Left, hear_missing, stream};
 use super::source::{HandOver, SourceEnd, SourceEvent};
 use super::status::{Progress, micros};
 use super::target::ends_mean_something;
+use crate::cpu::Place;
 use crate::event::{Event as OwnerEvent, EventSender};
 
 /// How long nothing may move while the guest stands still.
@@ -33,6 +34,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(500);
 /// How often it is tried to tell a lost target that it is not needed any more.
 const LAST_WORDS: u32 = 20;
+
+/// How long it is listened to how a connection ends.
+const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// A hand-over.
 pub(super) struct SwitchOver<'a> {
@@ -102,10 +106,14 @@ impl SwitchOver<'_> {
         .run()
     }
 
-    /// Tells the target what is left, and answers it on `channel` from now on: it may need a page to
-    /// take on the state.
-    fn begin_to_serve(&mut self, channel: Channel) -> Result<Follows, SourceError> {
-        let rest = self.passes.left()?;
+    /// Sends what vCPUs at `places` need first, tells the target what is left, and answers it on
+    /// `channel` from now on: it may need a page to take on the state.
+    fn begin_to_serve(
+        &mut self,
+        channel: Channel,
+        places: &[Place],
+    ) -> Result<Follows, SourceError> {
+        let rest = self.passes.all_but_first(places, self.lanes)?;
         let memory = self.passes.memory();
         let ends = memory.regions.iter().map(|region| region.pages().end);
         let left = Arc::new(Left::new(rest, ends.collect()));
@@ -147,7 +155,8 @@ impl SwitchOver<'_> {
         // What the guest writes until it stops is little then.
         self.show_disks()?;
         let (reply, answers) = channel();
-        let order = SourceEvent::HandOver(reply);
+        let follows = faults.is_some();
+        let order = SourceEvent::HandOver { reply, follows };
         self.sender.send(OwnerEvent::Migration(order));
         match answers.recv() {
             Ok(HandOver::Held { since }) => moments.stopped = Some(since),
@@ -158,7 +167,12 @@ impl SwitchOver<'_> {
         self.disks.last(self.lanes, self.progress)?;
         self.show_disks()?;
         let follows = match faults {
-            Some(channel) => Some(self.begin_to_serve(channel)?),
+            Some(channel) => {
+                let Ok(HandOver::Places(places)) = answers.recv() else {
+                    return Err(SourceError::Ended);
+                };
+                Some(self.begin_to_serve(channel, &places)?)
+            }
             None => {
                 self.passes.last(number, self.lanes)?;
                 None
@@ -394,49 +408,99 @@ impl Talk<'_> {
 
     /// Sends what is left of the memory, as often as that takes.
     fn serve(&mut self) {
-        let Some(follows) = &mut self.follows else {
-            return;
-        };
-        let progress = self.context.progress;
-        let (left, lane) = (follows.left.clone(), &mut self.context.lanes.first);
-        if let Some(channel) = self.channel.take() {
-            lane.channel = channel;
-        }
-        while let Err(error) = stream(lane, &left, progress) {
+        // A connection that is not the first has none beside it for what the guest waits for.
+        let mut broken = self.channel.take().map(|_| {
+            let reset = std::io::ErrorKind::ConnectionReset;
+            SourceError::Channel(ChannelError::Lost(reset.into()))
+        });
+        while let Some(follows) = &mut self.follows {
+            let lane = &mut self.context.lanes.first;
+            let sent = match broken.take() {
+                Some(error) => Err(error),
+                None => stream(lane, &follows.left, self.context.progress),
+            };
+            let Err(error) = sent else {
+                // So that the target need not wait for a source that comes back.
+                let _ = lane.channel.send(&Message::KeepAlive);
+                return self.served();
+            };
             follows.server = None;
-            self.machine.step(Event::LinkLost);
+            let ended = has_ended(&mut lane.channel);
+            let event = if ended {
+                Event::LinkClosed
+            } else {
+                Event::LinkLost
+            };
+            self.machine.step(event);
+            if ended {
+                return self.lost("the target has ended, and the guest with it");
+            }
             let why = with_causes(&error);
             tracing::warn!("the rest of the memory is held up: {why}");
-            progress.update(|status| status.error = Some(why));
-            progress.enter(MigrationPhase::PostCopyInterrupted);
-            let mut route = self.context.route.clone();
-            loop {
-                // Empty for where it was.
-                let place = self.context.control.resume(RETRY).unwrap_or_default();
-                if let Ok(address) = place.parse() {
-                    route.address = address;
+            self.context
+                .progress
+                .update(|status| status.error = Some(why));
+            self.context
+                .progress
+                .enter(MigrationPhase::PostCopyInterrupted);
+            match self.find_target() {
+                Found::Lacking => {
+                    self.machine.step(Event::Returned);
+                    self.context.progress.update(|status| status.error = None);
+                    self.context.progress.enter(MigrationPhase::PostCopy);
                 }
-                match find_again(&route, lane, &left) {
-                    Ok(Lacks::Nothing) => return self.served(),
-                    Ok(Lacks::Pages) => {}
-                    Err(error) => {
-                        tracing::debug!("the target is not found again: {error}");
-                        continue;
-                    }
-                }
-                let (memory, control) = (self.context.passes.memory(), self.context.control);
-                let server = Faults::connect(&route)
-                    .and_then(|channel| Faults::serve(channel, memory, &left, control, progress));
-                if let Ok(server) = server {
-                    follows.server = Some(server);
-                    break;
+                Found::Complete => return self.served(),
+                Found::GivenUp => return self.lost("it was given up"),
+            }
+        }
+    }
+
+    /// Looks for a target that was lost, until it is found or given up.
+    fn find_target(&mut self) -> Found {
+        let control = self.context.control;
+        let mut route = self.context.route.clone();
+        loop {
+            if let Some(decision) = control.decision(Duration::ZERO) {
+                self.step(Event::Decision(match decision {
+                    MigrationDecision::Run => Decision::Run,
+                    MigrationDecision::Abandon => Decision::Abandon,
+                }));
+                if self.machine.state() == SourceState::Gone {
+                    return Found::GivenUp;
                 }
             }
-            self.machine.step(Event::Returned);
-            progress.update(|status| status.error = None);
-            progress.enter(MigrationPhase::PostCopy);
+            // Empty for where it was.
+            let place = control.resume(RETRY).unwrap_or_default();
+            if let Ok(address) = place.parse() {
+                route.address = address;
+            }
+            let Some(follows) = &mut self.follows else {
+                return Found::Complete;
+            };
+            let (left, lane) = (&follows.left, &mut self.context.lanes.first);
+            match find_again(&route, lane, left) {
+                Ok(Lacks::Nothing) => return Found::Complete,
+                Ok(Lacks::Pages) => {}
+                Err(error) => {
+                    tracing::debug!("the target is not found again: {error}");
+                    continue;
+                }
+            }
+            let (memory, progress) = (self.context.passes.memory(), self.context.progress);
+            let server = Faults::connect(&route)
+                .and_then(|channel| Faults::serve(channel, memory, left, control, progress));
+            if let Ok(server) = server {
+                follows.server = Some(server);
+                return Found::Lacking;
+            }
         }
-        self.served();
+    }
+
+    /// The guest is no more, as far as can be known here.
+    fn lost(&self, why: &str) {
+        tracing::error!("the rest of the machine's memory cannot be sent: {why}");
+        let progress = self.context.progress;
+        progress.fail(MigrationPhase::Failed, why.to_owned());
     }
 
     fn served(&mut self) {
@@ -447,6 +511,32 @@ impl Talk<'_> {
         });
         self.context.progress.enter(MigrationPhase::Completed);
     }
+}
+
+/// How a target that was lost was found.
+enum Found {
+    /// It lacks pages.
+    Lacking,
+    /// It has everything.
+    Complete,
+    /// Nobody looks for it any more.
+    GivenUp,
+}
+
+/// Whether the target's process has ended. A connection that is not written to any more still tells
+/// how it ended.
+fn has_ended(channel: &mut Channel) -> bool {
+    if !ends_mean_something(channel) || channel.set_limit(LAST_WORD).is_err() {
+        return false;
+    }
+    let end = Instant::now() + LAST_WORD;
+    while Instant::now() < end {
+        match channel.receive() {
+            Ok(_) => {}
+            Err(error) => return matches!(error, ChannelError::Closed),
+        }
+    }
+    false
 }
 
 /// Comes back to a target that has taken over, and hears what it lacks.
