@@ -284,8 +284,12 @@ impl<'a> Arrival<'a> {
                 }
                 Received::Message(Message::Cancel { why }) => {
                     let why = format!("the source keeps it: {why}");
-                    // It may not know what it was that was wrong.
-                    self.trouble = Some(rendezvous.broken().unwrap_or(why));
+                    let broken = rendezvous.broken();
+                    if let Some(why) = broken.clone() {
+                        // It does not know what was wrong with another connection.
+                        self.send(&Message::Failed { why });
+                    }
+                    self.trouble = Some(broken.unwrap_or(why));
                     self.step(TargetEvent::Cancel);
                     return Ok(None);
                 }
