@@ -326,6 +326,26 @@ fn a_machine_that_has_not_moved_in_time_stays_or_is_forced() {
 }
 
 #[test]
+fn a_machine_that_is_forced_in_its_first_pass_leaves_behind_what_was_never_touched() {
+    for on_timeout in ["Force", "PostCopy"] {
+        let mut pair = Pair::new(WRITES);
+        pair.assert_runs_on(Side::Source);
+        let status = pair.moved(
+            &json!({"bandwidth_limit": SLOW, "compression": "None", "timeout_s": 1,
+                "on_timeout": on_timeout}),
+            LIMIT,
+        );
+        let sent = status.passes.first().map(|pass| pass.sent_pages);
+        assert!(sent.is_some_and(|pages| pages < 32 * 256), "{status:?}");
+        assert!(status.pages >= 32 * 256, "{status:?}");
+        // The guest has 128 MiB and uses 32.
+        let looked_at = status.pages + status.zero_pages;
+        assert!(looked_at < 64 * 256, "{on_timeout}: {status:?}");
+        assert_settled(&mut pair);
+    }
+}
+
+#[test]
 fn a_pass_that_takes_too_long_ends_at_the_timeout() {
     let mut pair = Pair::new("bare.touch=32");
     pair.send(&json!({"bandwidth_limit": 2_000_000, "compression": "None", "timeout_s": 1}));
@@ -407,7 +427,8 @@ fn phases_and_passes_are_events() {
 #[test]
 fn the_numbers_of_a_move_fit_together() {
     let mut pair = Pair::new(WRITES);
-    let status = pair.moved(&json!({"compression": "None"}), LIMIT);
+    let options = json!({"compression": "None", "connections": 2});
+    let status = pair.moved(&options, LIMIT);
     assert_eq!(status.memory_bytes, 128 << 20);
     assert!(status.pages >= 32 * 256, "{status:?}");
     let all = status.pages + status.zero_pages;
@@ -417,6 +438,8 @@ fn the_numbers_of_a_move_fit_together() {
     assert!(sum <= status.pages && sum > 32 * 256, "{status:?}");
     let target = pair.progress(Side::Target);
     assert_eq!(target.pages, status.pages);
+    assert!(status.zero_pages > 0, "{status:?}");
+    assert_eq!(target.zero_pages, status.zero_pages);
 }
 
 fn migrate(pair: &Pair, words: &[&str], json: bool) -> Command {

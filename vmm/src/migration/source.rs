@@ -35,6 +35,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const OFFER_LIMIT: Duration = Duration::from_secs(60);
 /// How long nothing may move while the guest runs here.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
+/// How long the target may take to say what is wrong with a connection, while the guest runs here.
+const WORD_LIMIT: Duration = Duration::from_secs(1);
 
 /// What the owner of the machine is asked for, or told.
 pub(crate) enum SourceEvent {
@@ -151,14 +153,14 @@ impl Departure {
         self.offer.shares_memory = channel.link().is_local() && self.memory.shared().is_some();
         let accepted = match self.offer(&mut channel) {
             Ok(accepted) => accepted,
-            Err(error) => return Err(call_off(&mut channel, error)),
+            Err(error) => return Err(call_off(&mut channel, error, WORD_LIMIT)),
         };
         if accepted.shares_memory {
             return self.send_shared(channel, begun);
         }
         let (others, faults) = match self.open_others() {
             Ok(others) => others,
-            Err(error) => return Err(call_off(&mut channel, error)),
+            Err(error) => return Err(call_off(&mut channel, error, WORD_LIMIT)),
         };
         let others = others.into_iter().map(|channel| self.lane(channel));
         let mut lanes =
@@ -172,7 +174,7 @@ impl Departure {
         let passes = begun.insert(Arc::new(passes)).clone();
         let (number, follow) = match self.pre_copy(&passes, &mut lanes) {
             Ok(done) => done,
-            Err(error) => return Err(call_off(&mut lanes.first.channel, error)),
+            Err(error) => return Err(call_off(&mut lanes.first.channel, error, WORD_LIMIT)),
         };
         let faults = faults.filter(|_| follow == Follow::Yes);
         self.switch_over(&passes, &mut lanes).run(number, faults)
@@ -196,7 +198,7 @@ impl Departure {
     fn copy_disks(&mut self, lanes: &mut Lanes) -> Result<(), SourceError> {
         let (control, progress) = (&self.control, &self.progress);
         let copied = self.disks.copy(lanes, control, progress);
-        copied.map_err(|error| call_off(&mut lanes.first.channel, error))
+        copied.map_err(|error| call_off(&mut lanes.first.channel, error, WORD_LIMIT))
     }
 
     fn switch_over<'a>(&'a mut self, passes: &'a Passes, lanes: &'a mut Lanes) -> SwitchOver<'a> {
@@ -402,17 +404,22 @@ pub(super) fn out_of_turn() -> SourceError {
 }
 
 /// Tells the target that the machine does not come, if it can be told; the error, or what the
-/// target has said of it.
-fn call_off(channel: &mut Channel, error: SourceError) -> SourceError {
-    const WORD: Duration = Duration::from_millis(200);
-    let _ = channel.set_limit(WORD);
+/// target says of it within `limit`. Of what is wrong with a connection, the target may know more.
+pub(super) fn call_off(channel: &mut Channel, error: SourceError, limit: Duration) -> SourceError {
+    let _ = channel.set_limit(limit);
     let why = error.to_string();
     let _ = channel.send(&Message::Cancel { why });
-    if matches!(error, SourceError::Channel(_))
-        && channel.wait(WORD).unwrap_or(false)
-        && let Ok(Message::Failed { why }) = channel.receive_message()
-    {
-        return SourceError::Target(why);
+    if !matches!(error, SourceError::Channel(_)) {
+        return error;
     }
-    error
+    let end = Instant::now() + limit;
+    let _ = channel.set_deadline(Some(end));
+    loop {
+        match channel.receive_message() {
+            Ok(Message::Failed { why }) => return SourceError::Target(why),
+            // It was said before.
+            Ok(_) if Instant::now() < end => {}
+            _ => return error,
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::lanes::{Lane, Lanes};
 use super::passes::Passes;
 use super::route::Route;
 use super::serving::{Faults, Lacks, Left, hear_missing, stream};
-use super::source::{HandOver, SourceEnd, SourceEvent};
+use super::source::{HandOver, SourceEnd, SourceEvent, call_off};
 use super::status::{Progress, micros};
 use super::target::ends_mean_something;
 use crate::cpu::Place;
@@ -28,6 +28,8 @@ use crate::event::{Event as OwnerEvent, EventSender};
 
 /// How long nothing may move while the guest stands still.
 const STILL_LIMIT: Duration = Duration::from_secs(5);
+/// How long the target may take to say what is wrong with a connection meanwhile.
+const WORD_LIMIT: Duration = Duration::from_millis(200);
 /// How often it is looked whether a client has called it off.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long to wait between two tries to find the target again.
@@ -78,8 +80,8 @@ impl SwitchOver<'_> {
         // How a connection ends means something from here on.
         self.control.guard_connections();
         if self.control.is_cancelled() {
-            self.cancel("it was called off");
-            return Err(SourceError::Cancelled);
+            let channel = &mut self.lanes.first.channel;
+            return Err(call_off(channel, SourceError::Cancelled, WORD_LIMIT));
         }
         // It is for the time that the guest runs here.
         self.control.rate().set(0);
@@ -91,8 +93,7 @@ impl SwitchOver<'_> {
             Ok(follows) => follows,
             Err(error) => {
                 // `Sent` was not written whole, so the target will not run what it has.
-                self.cancel(&error.to_string());
-                return Err(error);
+                return Err(call_off(&mut self.lanes.first.channel, error, WORD_LIMIT));
             }
         };
         Talk {
@@ -135,12 +136,6 @@ impl SwitchOver<'_> {
             shown.map_err(|error| SourceError::HandOver(with_causes(&error)))?;
         }
         Ok(())
-    }
-
-    fn cancel(&mut self, why: &str) {
-        let channel = &mut self.lanes.first.channel;
-        let why = why.to_owned();
-        let _ = channel.send(&Message::Cancel { why });
     }
 
     /// Stops the machine and sends what is left of its memory, and its state; what follows it, if

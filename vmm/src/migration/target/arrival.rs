@@ -13,13 +13,13 @@ use brume_migration::{
     TargetEvent, TargetState,
 };
 
-use super::super::arrivals::{Arrivals, Rendezvous, take};
+use super::super::arrivals::{Arrivals, Rendezvous, count_zeros, take};
 use super::super::disks_in::DisksIn;
 use super::super::following::Handset;
 use super::super::incoming::{IncomingEvent, Stopped};
 use super::super::offer::{Acceptance, Offer};
 use super::super::serving::words_of;
-use super::{Failure, Reception};
+use super::{Failure, LOOK, Reception};
 use crate::event::Event;
 use crate::memory::{Backing, Filling, Following, MachineMemory};
 use crate::page_set::PageSet;
@@ -208,24 +208,16 @@ impl<'a> Arrival<'a> {
     }
 
     /// The next connection of this move, which is still to be welcomed; others are sent away.
-    /// `None` if nobody has come for a while, or it was a stranger.
+    /// `None` if nobody has come for a while, or somebody else.
     pub(super) fn meet(&self) -> Result<Option<(Channel, Hello)>, Failure> {
-        let accepted = self.reception.accept();
-        let accepted = accepted.map_err(|error| Failure(with_causes(&error)))?;
-        let Some((mut channel, peer)) = accepted else {
+        let Some(mut met) = self.reception.door.next(LOOK)? else {
             return Ok(None);
         };
-        match channel.meet() {
-            Ok(hello) if hello.session == *self.session => Ok(Some((channel, hello))),
-            Ok(_) => {
-                send_away(&mut channel);
-                Ok(None)
-            }
-            Err(error) => {
-                tracing::warn!("{peer}: {}", with_causes(&error));
-                Ok(None)
-            }
+        if met.hello.session == *self.session {
+            return Ok(Some((met.channel, met.hello)));
         }
+        send_away(&mut met.channel);
+        Ok(None)
     }
 
     /// Takes memory and state; `None` if the source has called it off.
@@ -266,7 +258,8 @@ impl<'a> Arrival<'a> {
                     let first = usize::try_from(first_word).unwrap_or(usize::MAX);
                     missing.insert_words(first, &words_of(bytes));
                 }
-                Received::Message(Message::PassEnded { pass, .. }) => {
+                Received::Message(Message::PassEnded { pass, zeros, .. }) => {
+                    count_zeros(zeros, progress);
                     rendezvous.wait(0, pass)?;
                     // From now on most of what comes is there already.
                     filling.settle();
@@ -284,8 +277,12 @@ impl<'a> Arrival<'a> {
                 }
                 Received::Message(Message::Cancel { why }) => {
                     let why = format!("the source keeps it: {why}");
-                    // It may not know what it was that was wrong.
-                    self.trouble = Some(rendezvous.broken().unwrap_or(why));
+                    let broken = rendezvous.broken();
+                    if let Some(why) = broken.clone() {
+                        // It does not know what was wrong with another connection.
+                        self.send(&Message::Failed { why });
+                    }
+                    self.trouble = Some(broken.unwrap_or(why));
                     self.step(TargetEvent::Cancel);
                     return Ok(None);
                 }

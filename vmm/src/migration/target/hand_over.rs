@@ -158,7 +158,7 @@ impl Arrival<'_> {
         }
     }
 
-    fn send(&mut self, message: &Message) {
+    pub(super) fn send(&mut self, message: &Message) {
         if let Some(channel) = &mut self.channel {
             // What became of it is seen when it is read from.
             let _ = channel.send(message);
