@@ -408,6 +408,8 @@ impl Talk<'_> {
             let why = with_causes(&error);
             tracing::warn!("the rest of the memory is held up: {why}");
             progress.update(|status| status.error = Some(why));
+            // What was said of an interruption before this one.
+            let _ = self.context.control.resume(Duration::ZERO);
             progress.enter(MigrationPhase::PostCopyInterrupted);
             let mut route = self.context.route.clone();
             loop {
@@ -433,7 +435,10 @@ impl Talk<'_> {
                 }
             }
             self.machine.step(Event::Returned);
-            progress.update(|status| status.error = None);
+            progress.update(|status| {
+                status.error = None;
+                status.peer = Some(route.address.to_string());
+            });
             progress.enter(MigrationPhase::PostCopy);
         }
         self.served();
