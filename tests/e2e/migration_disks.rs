@@ -17,6 +17,8 @@ use tempfile::TempDir;
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
 const READ_ONLY_SIZE: u64 = 3 * MIB + 512;
+/// So few bytes per second that both disks take 45 s.
+const SLOW: u64 = MIB / 4;
 /// Long enough for a disk that is synced on a busy host.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -47,7 +49,10 @@ impl Move {
             ("/drives/r", drive("r", path("read-only"), true)),
         ];
         let api = ApiVm::new();
-        api.start_bare("bare.do=live-blk bare.qd=32 bare.bytes=65536", &parts);
+        api.start_bare(
+            "bare.do=live-blk bare.qd=32 bare.bytes=65536 bare.area=8",
+            &parts,
+        );
         api.vm.wait_for("bare: live-blk ready\n", SOON);
         let overrides = json!([
             {"drive_id": "d", "path_on_host": path("disk-there")},
@@ -178,6 +183,66 @@ fn disks_are_the_same_when_the_machine_arrives() {
         machine.target.resume();
         work_past(&mut machine.target, 500);
     }
+}
+
+/// Checks that both disks are the same at the target, and lets the guest go on there.
+#[track_caller]
+fn assert_arrived(machine: &mut Move) {
+    for side in [&machine.target, &machine.source] {
+        let over = machine.over(side);
+        assert_eq!(over.phase, MigrationPhase::Completed, "{over:#?}");
+    }
+    for name in ["disk", "read-only"] {
+        let there = machine.path(&format!("{name}-there"));
+        assert_same(&machine.path(name), &there);
+    }
+    machine.target.resume();
+    work_past(&mut machine.target, 500);
+    machine.target.hash();
+}
+
+#[test]
+fn disks_move_beside_memory_that_goes_over_several_connections() {
+    for connections in [2, 4] {
+        let mut machine = Move::new("Async");
+        work_past(&mut machine.source, 500);
+        // Some of it twice.
+        for _ in 0..8 {
+            machine.source.write_round();
+        }
+        let body = json!({
+            "connections": connections, "bandwidth_limit": 40 * MIB,
+            "timeout_s": 2, "on_timeout": "Force",
+        });
+        machine.send(&body);
+        eventually("the disk moves", || status(&machine.target).disk_bytes > 0);
+        // What the guest writes while its disk moves.
+        machine.source.write_round();
+        work_past(&mut machine.source, 100);
+        assert_arrived(&mut machine);
+    }
+}
+
+#[test]
+fn connections_that_have_nothing_to_carry_while_a_disk_moves_are_kept() {
+    let mut machine = Move::new("Async");
+    // It would write more than the connection carries otherwise.
+    machine.source.ask(b's', "live-blk");
+    machine.source.write_round();
+    machine.send(&json!({"connections": 3, "bandwidth_limit": SLOW}));
+    // Longer than a target waits for a connection that says nothing.
+    thread::sleep(Duration::from_secs(35));
+    let moving = status(&machine.source);
+    assert_eq!(moving.phase, MigrationPhase::PreCopy, "{moving:#?}");
+    assert!(
+        moving.pages == 0 && moving.disk_bytes > 5 * MIB,
+        "{moving:#?}"
+    );
+    let quick = json!({"bandwidth_limit": 0});
+    machine.source.api.done("PATCH", "/migration", &quick);
+    machine.source.ask(b'g', "live-blk");
+    work_past(&mut machine.source, 100);
+    assert_arrived(&mut machine);
 }
 
 #[test]

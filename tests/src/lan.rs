@@ -115,6 +115,18 @@ impl Lan {
         }
     }
 
+    /// How many bytes the first host has sent to the others since it was made, headers and all.
+    ///
+    /// # Panics
+    ///
+    /// The counter cannot be read.
+    pub fn sent_by_first(&self) -> u64 {
+        let switch = self.switch.name();
+        let counter = "/sys/class/net/port0/statistics/rx_bytes";
+        let text = output_of("ip", &["netns", "exec", switch, "cat", counter]);
+        text.trim().parse().expect("a counter of bytes")
+    }
+
     /// Carries all there is again.
     pub fn speed_up(&self) {
         for port in ["port0", "port1"] {

@@ -42,6 +42,7 @@ pub mod ping;
 pub mod placed;
 pub mod proxy;
 pub mod pty;
+pub mod runs;
 pub mod vm;
 pub mod witness;
 

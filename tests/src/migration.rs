@@ -19,12 +19,11 @@ use crate::host;
 use crate::lan::Lan;
 use crate::live::{Live, Status};
 use crate::proxy::{Address, Proxy};
+use crate::runs::{RUNS, Runs, vcpu_time};
 use crate::vm::{self, SOON, brume};
 
 /// How often a side is asked how far it is.
 const POLL: Duration = Duration::from_millis(2);
-/// A vCPU that has run for so long runs; one that has run for less has not.
-const RUNS: Duration = Duration::from_millis(20);
 /// What a vCPU that is held may still use to say so.
 const HELD: Duration = Duration::from_millis(1);
 /// The port between two hosts.
@@ -216,6 +215,17 @@ impl Pair {
     pub fn destination(&self) -> String {
         let address = self.proxy.as_ref().map(Proxy::address);
         address.unwrap_or(&self.listen).to_string()
+    }
+
+    /// Where the target listens, behind what stands between.
+    pub fn listens_at(&self) -> &Address {
+        &self.listen
+    }
+
+    /// Watches from now on that the machine does not run twice.
+    pub fn watch_runs(&self) -> Runs {
+        let [source, target] = [Side::Source, Side::Target].map(|side| self.api(side).vm.pid());
+        Runs::watch(source, target)
     }
 
     /// Asks the source to send, with the members of `body` besides or instead; the answer.
@@ -433,22 +443,6 @@ fn grown(before: [Duration; 2], now: [Duration; 2]) -> [Duration; 2] {
         source_now.saturating_sub(source),
         target_now.saturating_sub(target),
     ]
-}
-
-/// How long the vCPU threads of a process have been on a CPU. The guest never waits for anything,
-/// so that they always are while it runs.
-fn vcpu_time(pid: i32) -> Duration {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return Duration::ZERO;
-    };
-    let times = threads.flatten().filter_map(|thread| {
-        let name = fs::read_to_string(thread.path().join("comm")).ok()?;
-        let times = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        let time = times.split(' ').next()?.parse().ok()?;
-        let is_vcpu = name.starts_with("fc_vcpu");
-        is_vcpu.then(|| Duration::from_nanos(time))
-    });
-    times.sum()
 }
 
 /// Starts a process that waits for a machine, on host `number` if there are two.

@@ -6,6 +6,7 @@
 
 use crate::boot_info::{MemoryMap, RAM};
 use crate::memory;
+use crate::params;
 use crate::pattern::mix;
 use virtio_drivers::PAGE_SIZE;
 
@@ -21,6 +22,8 @@ const MAX_RANGES: usize = 8;
 /// The pages and their versions.
 pub struct Area {
     seed: u64,
+    /// How many words in a row are the same, a power of two: more of them can be compressed better.
+    alike: u64,
     /// First address and number of pages of each piece, in the order of the page numbers.
     ranges: [(u64, u64); MAX_RANGES],
     versions: &'static mut [u32],
@@ -44,6 +47,7 @@ impl Area {
         let (start, end) = memory::free();
         let mut area = Self {
             seed,
+            alike: params::number("bare.alike", 1).max(1),
             ranges: [(0, 0); MAX_RANGES],
             versions,
         };
@@ -78,9 +82,14 @@ impl Area {
         unreachable!("page {number}")
     }
 
-    /// The first word of a page in that version; each word is the one before and [`STEP`].
+    /// The first word of a page in that version, without its [`Self::step`].
     fn first_word(&self, number: u64, version: u32) -> u64 {
         mix(self.seed ^ mix(number ^ mix(version.into())))
+    }
+
+    /// What the word number `at` of a page is more than the one before.
+    fn step(&self, at: u64) -> u64 {
+        if at & (self.alike - 1) == 0 { STEP } else { 0 }
     }
 
     /// Writes a page's next version.
@@ -88,8 +97,8 @@ impl Area {
         let version = (self.versions[number as usize] & !ZERO) + 1;
         self.versions[number as usize] = version;
         let mut word = self.first_word(number, version);
-        self.fill(number, || {
-            word = word.wrapping_add(STEP);
+        self.fill(number, |at| {
+            word = word.wrapping_add(self.step(at));
             word
         });
     }
@@ -98,14 +107,14 @@ impl Area {
     pub fn zero(&mut self, number: u64) {
         let version = &mut self.versions[number as usize];
         *version = ((*version & !ZERO) + 1) | ZERO;
-        self.fill(number, || 0);
+        self.fill(number, |_| 0);
     }
 
-    fn fill(&self, number: u64, mut word: impl FnMut() -> u64) {
+    fn fill(&self, number: u64, mut word: impl FnMut(u64) -> u64) {
         let page = self.page(number);
-        for at in 0..WORDS as usize {
+        for at in 0..WORDS {
             // SAFETY: `new` took the page from free memory; all of it is mapped.
-            unsafe { page.add(at).write_volatile(word()) };
+            unsafe { page.add(at as usize).write_volatile(word(at)) };
         }
     }
 
@@ -114,16 +123,18 @@ impl Area {
         let (mut hash, mut bad) = (FNV_START, None);
         for (number, &version) in (0..).zip(&*self.versions) {
             let page = self.page(number);
-            let (mut expected, step) = if version & ZERO == 0 {
-                (self.first_word(number, version), STEP)
+            let zero = version & ZERO != 0;
+            let mut expected = if zero {
+                0
             } else {
-                (0, 0)
+                self.first_word(number, version)
             };
             let mut wrong = 0;
-            for at in 0..WORDS as usize {
+            for at in 0..WORDS {
+                let step = if zero { 0 } else { self.step(at) };
                 expected = expected.wrapping_add(step);
                 // SAFETY: as in `fill`.
-                let word = unsafe { page.add(at).read_volatile() };
+                let word = unsafe { page.add(at as usize).read_volatile() };
                 wrong |= word ^ expected;
                 hash = (hash ^ word).wrapping_mul(FNV_PRIME);
             }

@@ -172,22 +172,15 @@ impl Machine {
         let Some(moving) = &self.moving else {
             return Err(nothing_moves());
         };
-        if patch.decision.is_some() {
-            match self.telemetry.migration.get().phase {
-                MigrationPhase::InDoubt => {}
-                MigrationPhase::PostCopyInterrupted
-                    if patch.decision == Some(MigrationDecision::Abandon) => {}
-                MigrationPhase::PostCopyInterrupted => {
-                    return Err(Fault::new(
-                        "The machine runs at the target: here it can only be abandoned.",
-                    ));
-                }
-                _ => {
-                    return Err(Fault::new(
-                        "There is nothing to decide: the two sides have not lost each other.",
-                    ));
-                }
-            }
+        let phase = self.telemetry.migration.get().phase;
+        if let Some(decision) = patch.decision {
+            may_decide(decision, phase)?;
+        }
+        if patch.resume.is_some() && phase != MigrationPhase::PostCopyInterrupted {
+            return Err(Fault::new(
+                "There is nothing to resume: that is for memory that follows its machine, when \
+                 its connection has broken.",
+            ));
         }
         moving.control.patch(patch);
         self.telemetry.migration.update(|status| {
@@ -336,6 +329,20 @@ impl Machine {
             moving.control.cancel();
             self.telemetry.migration.wait_over(CALL_OFF);
         }
+    }
+}
+
+/// Whether there is something to decide at the source.
+fn may_decide(decision: MigrationDecision, phase: MigrationPhase) -> Result<(), Fault> {
+    match (phase, decision) {
+        (MigrationPhase::InDoubt, _)
+        | (MigrationPhase::PostCopyInterrupted, MigrationDecision::Abandon) => Ok(()),
+        (MigrationPhase::PostCopyInterrupted, MigrationDecision::Run) => Err(Fault::new(
+            "The machine runs at the target: here it can only be abandoned.",
+        )),
+        _ => Err(Fault::new(
+            "There is nothing to decide: the two sides have not lost each other.",
+        )),
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) struct Amount {
     pub(super) pages: u64,
     /// Pages of zeros.
     pub(super) zeros: u64,
+    /// Bytes that the pages with something in them have become.
+    pub(super) packed: u64,
     /// Bytes on the wire.
     pub(super) bytes: u64,
 }
@@ -59,6 +61,7 @@ impl Amount {
     pub(super) fn add(&mut self, other: Self) {
         self.pages += other.pages;
         self.zeros += other.zeros;
+        self.packed += other.packed;
         self.bytes += other.bytes;
     }
 }
@@ -122,10 +125,13 @@ impl Lane {
         let mut amount = Amount {
             pages: self.batch.data_pages(),
             zeros: self.batch.zero_pages(),
-            bytes: 0,
+            ..Amount::default()
         };
         if !self.batch.is_empty() {
+            let (_, before) = self.channel.compressed();
             amount.bytes = self.channel.send_pages(&self.batch)?;
+            let (_, after) = self.channel.compressed();
+            amount.packed = after - before;
         }
         self.pages += amount.pages;
         Ok(amount)

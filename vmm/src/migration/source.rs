@@ -291,8 +291,7 @@ impl Departure {
             let time = begun.elapsed();
             let left = passes.left()?.count();
             let (next, follow) = self.decide(&mut pace, (number, done, time, left))?;
-            let compressed = lanes.first.channel.compressed();
-            self.tell_pass(&pace, (number, done, time, left), compressed);
+            self.tell_pass(&pace, (number, done, time, left));
             match next {
                 Next::Stop => return Ok((number + 1, follow)),
                 Next::Throttle(percent) => {
@@ -341,13 +340,7 @@ impl Departure {
         }
     }
 
-    fn tell_pass(
-        &self,
-        pace: &Pace,
-        (number, done, time, left): (u32, PassDone, Duration, u64),
-        (before, after): (u64, u64),
-    ) {
-        let compression = (before * 100).checked_div(after).unwrap_or(0);
+    fn tell_pass(&self, pace: &Pace, (number, done, time, left): (u32, PassDone, Duration, u64)) {
         let bytes = done.sent.bytes + self.disks.sent();
         let bandwidth = per_second(bytes, time);
         let dirty_rate = per_second(left * PAGE_SIZE, time);
@@ -372,7 +365,6 @@ impl Departure {
             status.dirty_rate = dirty_rate;
             status.remaining_pages = left;
             status.throttle_percent = pace.throttle();
-            status.compression_ratio_percent = u32::try_from(compression).unwrap_or(u32::MAX);
             status.expected_downtime_us = pace.downtime(left + self.disks.left_pages()).map(micros);
             status.bandwidth_limit = self.control.rate().get();
             status.max_downtime_us = micros(self.control.limits().max_downtime);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use brume_api::{EventHub, MachineEvent, MigrationPass, MigrationPhase, MigrationStatus};
 
 use super::lanes::Amount;
+use crate::page_set::PAGE_SIZE;
 
 /// How many passes are told of.
 const PASSES: usize = 256;
@@ -24,6 +25,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     status: MigrationStatus,
+    /// Bytes that the pages have become that were sent.
+    packed: u64,
     events: EventHub,
     begun: Option<Instant>,
     ended: Option<Instant>,
@@ -45,6 +48,7 @@ impl Progress {
         {
             let mut state = self.lock();
             state.status = status;
+            state.packed = 0;
             state.begun = Some(Instant::now());
             state.ended = None;
             state.end_was_seen = false;
@@ -59,11 +63,16 @@ impl Progress {
 
     /// Memory was sent.
     pub(super) fn sent(&self, amount: Amount) {
-        self.update(|status| {
-            status.bytes += amount.bytes;
-            status.pages += amount.pages;
-            status.zero_pages += amount.zeros;
-        });
+        let mut state = self.lock();
+        state.packed += amount.packed;
+        let packed = state.packed;
+        let status = &mut state.status;
+        status.bytes += amount.bytes;
+        status.pages += amount.pages;
+        status.zero_pages += amount.zeros;
+        let percent = (status.pages * PAGE_SIZE * 100).checked_div(packed);
+        let percent = u32::try_from(percent.unwrap_or(0));
+        status.compression_ratio_percent = percent.unwrap_or(u32::MAX);
     }
 
     /// It is in another phase.

@@ -435,6 +435,8 @@ impl Talk<'_> {
             self.context
                 .progress
                 .update(|status| status.error = Some(why));
+            // What was said of an interruption before this one.
+            let _ = self.context.control.resume(Duration::ZERO);
             self.context
                 .progress
                 .enter(MigrationPhase::PostCopyInterrupted);

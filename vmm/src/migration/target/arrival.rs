@@ -36,6 +36,8 @@ pub(super) struct Arrival<'a> {
     pub(super) reception: &'a Reception,
     pub(super) session: &'a Session,
     pub(super) channel: Option<Channel>,
+    /// Whether that is another one than the first.
+    pub(super) has_returned: bool,
     /// Whether its memory is the source's.
     pub(super) shares_memory: bool,
     /// What is to follow.
@@ -56,6 +58,7 @@ impl<'a> Arrival<'a> {
             reception,
             session,
             channel: Some(channel),
+            has_returned: false,
             shares_memory: false,
             missing: None,
             following: None,

@@ -2,7 +2,7 @@
 //! A machine that has come before its memory: what follows is taken, as often as that takes.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brume_api::MigrationPhase;
 use brume_migration::{Message, Purpose, Received, TargetEvent};
@@ -11,6 +11,10 @@ use super::super::following;
 use super::Failure;
 use super::arrival::{Arrival, OTHERS_LIMIT, STALL_LIMIT, let_in, out_of_turn, send_away};
 use crate::memory::{Following, MachineMemory, UffdError};
+
+/// How long nothing may come of the memory that follows. The source looks for another way before, and
+/// the guest may be waiting.
+const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
 impl Arrival<'_> {
     /// Lets the guest wait for what is to follow, if something is.
@@ -54,6 +58,7 @@ impl Arrival<'_> {
         let Some(channel) = &mut self.channel else {
             return Err(Failure("there is no connection".into()));
         };
+        channel.set_limit(SILENCE_LIMIT)?;
         loop {
             match channel.receive()? {
                 Received::Pages(pages) => following::give(following, pages, progress)
@@ -73,30 +78,36 @@ impl Arrival<'_> {
         Ok(())
     }
 
-    /// Waits for the source to come back, and tells it what is missing.
+    /// Waits for the source to come back, and tells it what is missing. It may come more than once:
+    /// what it has waited for in vain before is met first.
     fn let_return(&mut self, following: &Following) -> Result<(), Failure> {
-        let Some((mut channel, hello)) = self.meet()? else {
-            return Ok(());
-        };
-        let_in(&mut channel, &hello)?;
-        self.channel = Some(channel);
-        self.step(TargetEvent::Returned);
-        let Some(channel) = &mut self.channel else {
-            return Ok(());
-        };
-        channel.send_missing(&following.words())?;
-        let end = Instant::now() + OTHERS_LIMIT;
-        while Instant::now() < end {
+        let mut end = Instant::now();
+        loop {
             match self.meet()? {
-                Some((mut faults, hello)) if hello.purpose == Purpose::Faults => {
+                Some((mut channel, hello)) if hello.purpose == Purpose::Return => {
+                    let_in(&mut channel, &hello)?;
+                    self.channel = Some(channel);
+                    self.step(TargetEvent::Returned);
+                    let Some(channel) = &mut self.channel else {
+                        continue;
+                    };
+                    channel.send_missing(&following.words())?;
+                    end = Instant::now() + OTHERS_LIMIT;
+                }
+                Some((mut faults, hello))
+                    if hello.purpose == Purpose::Faults && self.channel.is_some() =>
+                {
                     let_in(&mut faults, &hello)?;
                     self.handset.give(faults);
                     return Ok(());
                 }
                 Some((mut other, _)) => send_away(&mut other),
+                None if self.channel.is_none() => return Ok(()),
+                None if Instant::now() >= end => {
+                    return Err(Failure("not all connections have come back".into()));
+                }
                 None => {}
             }
         }
-        Err(Failure("not all connections have come back".into()))
     }
 }

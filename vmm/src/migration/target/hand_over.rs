@@ -7,17 +7,22 @@ use std::time::{Duration, Instant};
 
 use brume_api::{MigrationDecision, MigrationPhase, with_causes};
 use brume_migration::{
-    ChannelError, Decision, Message, Purpose, Received, TargetAction, TargetEvent, TargetState,
+    Channel, ChannelError, Decision, Message, Purpose, Received, TargetAction, TargetEvent,
+    TargetState,
 };
 
 use super::super::incoming::{IncomingEvent, Stopped};
 use super::super::status::micros;
 use super::arrival::{Arrival, STALL_LIMIT, send_away};
-use super::{Failure, LOOK, ends_mean_something};
+use super::{Failure, ends_mean_something};
 use crate::event::Event;
 
 /// How long the guest may take to go on before its memory is taken all the same.
 const START_LIMIT: Duration = Duration::from_secs(1);
+/// A source that has heard nothing for so long looks for another way here.
+const SILENCE: Duration = Duration::from_secs(5);
+/// How long to wait for a word on a connection that is silent, between two looks at who comes.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long a source may take to come back for the word that the machine runs here.
 const SEE_OFF_LIMIT: Duration = Duration::from_secs(600);
 
@@ -104,6 +109,9 @@ impl Arrival<'_> {
     }
 
     fn hear(&mut self) -> TargetEvent {
+        if self.come_again() {
+            return TargetEvent::Returned;
+        }
         let Some(channel) = &mut self.channel else {
             return TargetEvent::LinkLost;
         };
@@ -209,11 +217,16 @@ impl Arrival<'_> {
     pub(super) fn see_off(&mut self) {
         let end = Instant::now() + SEE_OFF_LIMIT;
         while Instant::now() < end {
+            if self.come_again() {
+                self.step(TargetEvent::Returned);
+            }
             let Some(channel) = &mut self.channel else {
                 self.seek();
                 continue;
             };
-            let ends_mean_something = ends_mean_something(channel);
+            // One that has come back closes a connection too when it has waited in vain, and tries
+            // again.
+            let ends_mean_something = !self.has_returned && ends_mean_something(channel);
             match channel.receive() {
                 // It has heard it.
                 Ok(Received::Message(Message::KeepAlive)) => return,
@@ -240,16 +253,47 @@ impl Arrival<'_> {
             self.trouble = Some("it was given up".into());
             return self.step(TargetEvent::Decision(decision));
         }
+        if let Some(channel) = self.returning() {
+            self.channel = Some(channel);
+            self.step(TargetEvent::Returned);
+        }
+    }
+
+    /// Waits for a word on the connection. Whether the source has come on another one instead,
+    /// because this one has been silent for so long: it may still be there, and carry nothing.
+    fn come_again(&mut self) -> bool {
+        let end = Instant::now() + STALL_LIMIT;
+        let mut patience = SILENCE;
+        while Instant::now() < end {
+            let Some(channel) = &mut self.channel else {
+                return false;
+            };
+            // An error is told by whoever reads.
+            if channel.wait(patience).unwrap_or(true) {
+                return false;
+            }
+            patience = LOOK;
+            if let Some(channel) = self.returning() {
+                self.channel = Some(channel);
+                return true;
+            }
+        }
+        self.channel = None;
+        false
+    }
+
+    /// The source, if it comes back now.
+    fn returning(&mut self) -> Option<Channel> {
         match self.meet() {
             Ok(Some((mut channel, hello))) if hello.purpose == Purpose::Return => {
-                if channel.welcome(&hello).is_ok() {
-                    self.channel = Some(channel);
-                    self.step(TargetEvent::Returned);
-                }
+                channel.welcome(&hello).ok()?;
+                self.has_returned = true;
+                return Some(channel);
             }
             Ok(Some((mut channel, _))) => send_away(&mut channel),
             Ok(None) => {}
             Err(Failure(why)) => tracing::warn!("{why}"),
         }
+        None
     }
 }
