@@ -195,13 +195,12 @@ impl Control {
         state.resume.take()
     }
 
-    /// Waits so long, or until it is called off.
-    pub(super) fn sleep(&self, time: Duration) {
+    /// Waits so long, or until it is called off, or `rate` is not the limit any more.
+    pub(super) fn sleep(&self, time: Duration, rate: u64) {
         let state = self.lock();
-        let waited = self
-            .0
-            .changed
-            .wait_timeout_while(state, time, |_| !self.is_cancelled());
+        let waited = self.0.changed.wait_timeout_while(state, time, |_| {
+            !self.is_cancelled() && self.0.rate.get() == rate
+        });
         drop(waited);
     }
 
