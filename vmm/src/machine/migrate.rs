@@ -171,13 +171,17 @@ impl Machine {
         let Some(moving) = &self.moving else {
             return Err(nothing_moves());
         };
-        if patch.decision.is_some() {
-            let phase = self.telemetry.migration.get().phase;
-            if phase != MigrationPhase::InDoubt {
-                return Err(Fault::new(
-                    "There is nothing to decide: the two sides have not lost each other.",
-                ));
-            }
+        let phase = self.telemetry.migration.peek().phase;
+        if patch.decision.is_some() && phase != MigrationPhase::InDoubt {
+            return Err(Fault::new(
+                "There is nothing to decide: the two sides have not lost each other.",
+            ));
+        }
+        if patch.resume.is_some() && phase != MigrationPhase::PostCopyInterrupted {
+            return Err(Fault::new(
+                "There is nothing to resume: no move has lost its target while memory follows the \
+                 guest (phase PostCopyInterrupted).",
+            ));
         }
         moving.control.patch(patch);
         self.telemetry.migration.update(|status| {
