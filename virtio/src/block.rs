@@ -53,7 +53,7 @@ use crate::worker::Worker;
 pub use control::BlockControl;
 pub use copy::CopiedImage;
 pub use counters::{BlockCounts, KindCounts};
-pub use disk::BlockError;
+pub use disk::{BlockError, image_size};
 pub use log::{BlockLog, Written};
 
 /// The device ID (section 5).

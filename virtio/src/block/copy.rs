@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An image that is filled from elsewhere before a device uses it.
 
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::disk::{BlockError, Disk};
+use super::disk::{BlockError, Disk, end_of};
 use super::host;
 
 /// An image that a copy of another one is written into. It is locked against other machines, also
@@ -24,12 +24,7 @@ impl CopiedImage {
     /// It is missing, of the wrong kind, in use, or cannot be locked or written.
     pub fn open(path: &Path) -> Result<Self, BlockError> {
         let disk = Disk::open(path, false, true)?;
-        // A block device has its size at its end only.
-        let size = (&disk.file).seek(SeekFrom::End(0));
-        let size = size.map_err(|source| BlockError::Size {
-            path: path.into(),
-            source,
-        })?;
+        let size = end_of(&disk.file, path)?;
         Ok(Self { disk, size })
     }
 

@@ -2,7 +2,7 @@
 //! The image behind a block device: opening it, locking it, and what it is like.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -105,32 +105,7 @@ pub(super) struct Disk {
 
 impl Disk {
     pub(super) fn open(path: &Path, read_only: bool, lock: bool) -> Result<Self, BlockError> {
-        let access = if read_only { "reading" } else { "writing" };
-        let open_error = |source| BlockError::Open {
-            path: path.into(),
-            access,
-            source,
-        };
-        // Looked at before it is opened: opening a FIFO can wait and opening a device can act.
-        let file_type = path.metadata().map_err(open_error)?.file_type();
-        let kind = match () {
-            () if file_type.is_dir() => Some("directory"),
-            () if file_type.is_fifo() => Some("FIFO"),
-            () if file_type.is_char_device() => Some("character device"),
-            () if file_type.is_socket() => Some("socket"),
-            () => None,
-        };
-        if let Some(kind) = kind {
-            return Err(BlockError::Kind {
-                path: path.into(),
-                kind,
-            });
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(open_error)?;
+        let file = open_image(path, read_only)?;
         let disk = Self::of_file(file, path, read_only);
         let disk = disk.map_err(|source| BlockError::Size {
             path: path.into(),
@@ -242,6 +217,55 @@ impl Disk {
             physical_block: block_size(physical, DEFAULT_BLOCK).max(logical_block),
         })
     }
+}
+
+/// The size of the image at `path` in bytes, with a last part of a sector. What cannot be an image is
+/// not opened.
+///
+/// # Errors
+///
+/// It is missing, of the wrong kind, or cannot be read.
+pub fn image_size(path: &Path) -> Result<u64, BlockError> {
+    end_of(&open_image(path, true)?, path)
+}
+
+/// The size of an image in bytes.
+pub(super) fn end_of(mut file: &File, path: &Path) -> Result<u64, BlockError> {
+    // A block device has its size at its end only.
+    file.seek(SeekFrom::End(0))
+        .map_err(|source| BlockError::Size {
+            path: path.into(),
+            source,
+        })
+}
+
+fn open_image(path: &Path, read_only: bool) -> Result<File, BlockError> {
+    let access = if read_only { "reading" } else { "writing" };
+    let open_error = |source| BlockError::Open {
+        path: path.into(),
+        access,
+        source,
+    };
+    // Looked at before it is opened: opening a FIFO can wait and opening a device can act.
+    let file_type = path.metadata().map_err(open_error)?.file_type();
+    let kind = match () {
+        () if file_type.is_dir() => Some("directory"),
+        () if file_type.is_fifo() => Some("FIFO"),
+        () if file_type.is_char_device() => Some("character device"),
+        () if file_type.is_socket() => Some("socket"),
+        () => None,
+    };
+    if let Some(kind) = kind {
+        return Err(BlockError::Kind {
+            path: path.into(),
+            kind,
+        });
+    }
+    OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .map_err(open_error)
 }
 
 /// `size` as far as it can be a block size of a disk, or else `default`.

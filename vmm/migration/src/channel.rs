@@ -14,7 +14,7 @@ use crate::compress::{Choice, Codec, Compressor, Unpacker};
 use crate::frame::{HEADER, Header, Kind, verify};
 use crate::link::{Closer, Link};
 use crate::message::Message;
-use crate::pages::{MOST_PAGES, MOST_RUNS, PAGE, PageBatch};
+use crate::pages::{MOST_PAGES, MOST_RUNS, MOST_ZEROS, PAGE, PageBatch};
 use crate::state::MOST_STATE;
 
 mod error;
@@ -197,6 +197,7 @@ impl Channel {
     pub fn send_pages(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
         at_most(batch.data().len(), MOST_PAGES * PAGE)?;
         at_most(batch.runs(), MOST_RUNS)?;
+        at_most(batch.told_zeros(), MOST_ZEROS)?;
         let count = batch.table(&mut self.table);
         let (codec, data) = self.compressor.pack(batch.data());
         let begin = Instant::now();

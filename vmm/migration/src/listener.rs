@@ -8,14 +8,19 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::address::Address;
 use crate::host;
 use crate::link::{Link, LinkError};
 use crate::socket::Stream;
+
+/// How long to wait for the host to have descriptors and memory again.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is told that the host has none.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where connections arrive.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub struct Listener {
     stop: Stopper,
     /// Its other end is shut down by a [`Stopper`].
     stopped: UnixStream,
+    /// When it was told last that the host had no room for a connection.
+    told: Mutex<Option<Instant>>,
 }
 
 /// Ends the wait for connections from another thread.
@@ -98,6 +105,7 @@ impl Listener {
             address: address.clone(),
             stop: Stopper(Arc::new(stop)),
             stopped,
+            told: Mutex::new(None),
         })
     }
 
@@ -160,18 +168,64 @@ impl Listener {
             }
         };
         match accepted {
-            Ok((stream, peer)) => Ok(Some(Link::of(stream, peer)?)),
-            // Whoever came has gone.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
+            // One that does not take its options is of no use, and says nothing of the next.
+            Ok((stream, peer)) => Ok(Link::of(stream, peer).ok()),
+            Err(error) => match trouble_of(&error) {
+                Trouble::Visitor => Ok(None),
+                Trouble::Shortage => self.wait_for_room(&error),
+                Trouble::Listener => Err(error.into()),
+            },
         }
+    }
+
+    /// Waits a little, for the host to have again what it lacks: who came is still there, so the next
+    /// look for a connection would not wait.
+    fn wait_for_room(&self, error: &io::Error) -> Result<Option<Link>, LinkError> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= TELL_AGAIN) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                "a connection to {} cannot be taken yet: {error}; it is tried again",
+                self.address
+            );
+        }
+        drop(told);
+        match host::wait_readable(&[self.stopped.as_raw_fd()], SHORTAGE_PAUSE)? {
+            None => Ok(None),
+            Some(_) => Err(LinkError::Stopped),
+        }
+    }
+}
+
+/// What an error of accept(2) is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// Whoever came, who has gone: the next one may do.
+    Visitor,
+    /// The host or this process, which has no room for now.
+    Shortage,
+    /// The listener: nobody will ever come.
+    Listener,
+}
+
+fn trouble_of(error: &io::Error) -> Trouble {
+    match error.raw_os_error().unwrap_or(0) {
+        // Errors of the network are those of the new connection: accept(2), "Error handling".
+        libc::EAGAIN
+        | libc::EINTR
+        | libc::ECONNABORTED
+        | libc::ECONNRESET
+        | libc::EPROTO
+        | libc::ENOPROTOOPT
+        | libc::EOPNOTSUPP
+        | libc::ENETDOWN
+        | libc::ENETUNREACH
+        | libc::EHOSTDOWN
+        | libc::EHOSTUNREACH
+        | libc::ENONET
+        | libc::ETIMEDOUT => Trouble::Visitor,
+        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Trouble::Shortage,
+        _ => Trouble::Listener,
     }
 }
 
@@ -205,4 +259,44 @@ fn remove_dead_socket(path: &Path) -> Result<(), LinkError> {
         return Ok(());
     }
     Err(LinkError::InUse(path.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_trouble_with_the_listener_ends_it() {
+        let trouble = |number| trouble_of(&io::Error::from_raw_os_error(number));
+        for number in [
+            libc::EWOULDBLOCK,
+            libc::ECONNABORTED,
+            libc::EINTR,
+            libc::EPROTO,
+        ] {
+            assert_eq!(trouble(number), Trouble::Visitor, "{number}");
+        }
+        for number in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS] {
+            assert_eq!(trouble(number), Trouble::Shortage, "{number}");
+        }
+        for number in [libc::EBADF, libc::EINVAL, libc::ENOTSOCK] {
+            assert_eq!(trouble(number), Trouble::Listener, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_shortage_is_waited_out_and_a_stop_ends_the_wait() {
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let error = io::Error::from_raw_os_error(libc::EMFILE);
+        let begun = Instant::now();
+        assert!(listener.wait_for_room(&error).unwrap().is_none());
+        assert!(begun.elapsed() >= SHORTAGE_PAUSE);
+        let told = *listener.told.lock().unwrap();
+        assert!(listener.wait_for_room(&error).unwrap().is_none());
+        // It is not told again so soon.
+        assert_eq!(*listener.told.lock().unwrap(), told);
+        listener.stopper().stop();
+        let stopped = listener.wait_for_room(&error);
+        assert!(matches!(stopped, Err(LinkError::Stopped)));
+    }
 }

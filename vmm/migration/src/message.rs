@@ -6,7 +6,21 @@ use serde_json::Value;
 
 /// A number that one move, and each of its connections, is known by: 32 hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Session(String);
+
+impl TryFrom<String> for Session {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let is_number = text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if is_number && text.len() == 32 {
+            Ok(Self(text))
+        } else {
+            Err("a session is 32 hexadecimal digits")
+        }
+    }
+}
 
 impl Session {
     /// A session that no other move has.
@@ -150,4 +164,26 @@ pub enum Standing {
     HasTakenOver,
     /// It has given up what it had, and will not run the guest.
     HasDropped,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_a_number_and_nothing_else() {
+        let session = Session::new().unwrap();
+        let text = serde_json::to_string(&session).unwrap();
+        assert_eq!(serde_json::from_str::<Session>(&text).unwrap(), session);
+        // "ä" has two bytes.
+        let digit = |with: &str| format!("\"{}{with}\"", "0".repeat(31));
+        serde_json::from_str::<Session>(&digit("f")).unwrap();
+        for bad in ["", "ff", "g", "-", "ä"] {
+            assert!(
+                serde_json::from_str::<Session>(&digit(bad)).is_err(),
+                "{bad}"
+            );
+        }
+        assert!(serde_json::from_str::<Session>(&format!("\"{}\"", "0".repeat(65_536))).is_err());
+    }
 }

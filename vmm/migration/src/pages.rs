@@ -14,6 +14,9 @@ use crate::channel::ChannelError;
 pub const PAGE: usize = 4096;
 /// The most pages with bytes in a frame.
 pub const MOST_PAGES: usize = 128;
+/// The most pages of zeros in a frame: 1 GiB of them. Each has to be looked at where they arrive, and
+/// while that goes on nothing else is heard.
+pub(crate) const MOST_ZEROS: usize = 1 << 18;
 /// The most runs in a frame.
 pub(crate) const MOST_RUNS: usize = 512;
 /// The size of an entry of the table in bytes.
@@ -53,6 +56,8 @@ pub struct PageBatch {
     /// How much of the room has pages in it, in bytes.
     used: usize,
     zero_pages: u64,
+    /// How many of them are told of.
+    told_zeros: usize,
 }
 
 impl PageBatch {
@@ -66,6 +71,7 @@ impl PageBatch {
         self.runs.clear();
         self.used = 0;
         self.zero_pages = 0;
+        self.told_zeros = 0;
     }
 
     /// Adds `pages` pages from `first` on; `copy` is given the place for their bytes, and fills
@@ -112,6 +118,7 @@ impl PageBatch {
             if is_zero(bytes) {
                 self.zero_pages += 1;
                 if zeros == Zeros::Told {
+                    self.told_zeros += 1;
                     self.add(page, true);
                 }
             } else {
@@ -141,7 +148,9 @@ impl PageBatch {
     /// How many more pages there is room for, whatever they are.
     pub fn left(&self) -> usize {
         let pages = MOST_PAGES.saturating_sub(self.used / PAGE);
-        pages.min(MOST_RUNS.saturating_sub(self.runs.len()))
+        let runs = MOST_RUNS.saturating_sub(self.runs.len());
+        let zeros = MOST_ZEROS.saturating_sub(self.told_zeros);
+        pages.min(runs).min(zeros)
     }
 
     /// Whether there is no room for another page.
@@ -162,6 +171,11 @@ impl PageBatch {
     /// How many pages of zeros there were.
     pub fn zero_pages(&self) -> u64 {
         self.zero_pages
+    }
+
+    /// How many pages of zeros are told of.
+    pub(crate) fn told_zeros(&self) -> usize {
+        self.told_zeros
     }
 
     /// How many runs there are.
@@ -222,12 +236,16 @@ impl<'a> PagesIn<'a> {
 
     /// How many bytes the pages of a table have.
     pub(crate) fn data_length(table: &[u8]) -> Result<usize, ChannelError> {
-        let mut pages: usize = 0;
+        let (mut pages, mut zeros): (usize, usize) = (0, 0);
         for run in table.chunks_exact(ENTRY).map(read_run) {
             let run = run?;
-            if !run.zeros {
-                pages = pages.saturating_add(run.pages as usize);
-            }
+            let sum = if run.zeros { &mut zeros } else { &mut pages };
+            *sum = sum.saturating_add(run.pages as usize);
+        }
+        if zeros > MOST_ZEROS {
+            return Err(ChannelError::Malformed(
+                "more pages of zeros than a frame may have",
+            ));
         }
         if pages > MOST_PAGES {
             return Err(ChannelError::Malformed("more pages than a frame may have"));
@@ -246,8 +264,7 @@ impl<'a> PagesIn<'a> {
     }
 
     /// The runs, each with its bytes unless it is of zeros. Their addresses fit into 64 bits.
-    /// Whether the machine has such pages is not known here, nor that none comes twice; a run of
-    /// zeros may have more pages than any machine.
+    /// Whether the machine has such pages is not known here, nor that none comes twice.
     pub fn runs(self) -> impl Iterator<Item = (Run, Option<&'a [u8]>)> {
         let mut data = self.data;
         // The table was read once before, so nothing of it is left out.
@@ -408,11 +425,19 @@ mod tests {
             entry(MOST_PAGE, 1, 1),
             entry(0, 129, 0),
             entry(0, 1, 0),
+            entry(0, u32::MAX, 1),
+            entry(0, u32::try_from(MOST_ZEROS).unwrap(), 1).repeat(512),
+            [
+                entry(0, u32::try_from(MOST_ZEROS).unwrap(), 1),
+                entry(0, 1, 1),
+            ]
+            .concat(),
         ] {
             assert!(PagesIn::new(&table, &[]).is_err(), "{table:?}");
         }
         assert!(PagesIn::new(&entry(0, 1, 0), &[0; 2 * PAGE]).is_err());
         PagesIn::new(&entry(MOST_PAGE - 1, 1, 1), &[]).unwrap();
+        PagesIn::new(&entry(0, u32::try_from(MOST_ZEROS).unwrap(), 1), &[]).unwrap();
         assert!(PagesIn::table_length(513).is_err());
     }
 }

@@ -31,8 +31,8 @@ impl RateLimit {
         })))
     }
 
-    /// Changes the limit. Who was told to wait by the limit before is not told again: what is to
-    /// change at once has to wake them.
+    /// Changes the limit. What was not paid for is forgiven: who was told to wait by the limit before
+    /// need not wait any longer, and is not told so.
     pub fn set(&self, rate: u64) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.rate = rate;

@@ -172,7 +172,7 @@ impl Machine {
         let Some(moving) = &self.moving else {
             return Err(nothing_moves());
         };
-        let phase = self.telemetry.migration.get().phase;
+        let phase = self.telemetry.migration.peek().phase;
         if let Some(decision) = patch.decision {
             may_decide(decision, phase)?;
         }

@@ -89,12 +89,15 @@ impl Control {
         }))
     }
 
-    /// Changes what `patch` names.
+    /// Changes what `patch` names. The limit on bytes per second is for the time that the guest runs
+    /// here: later it changes nothing.
     pub(crate) fn patch(&self, patch: &MigrationPatch) {
-        if let Some(bandwidth) = patch.bandwidth_limit {
+        let mut state = self.lock();
+        if let Some(bandwidth) = patch.bandwidth_limit
+            && matches!(state.connections, Connections::Open(_))
+        {
             self.0.rate.set(bandwidth);
         }
-        let mut state = self.lock();
         let limits = &mut state.limits;
         if let Some(downtime) = patch.max_downtime_ms {
             limits.max_downtime = Duration::from_millis(downtime.into());
@@ -195,13 +198,12 @@ impl Control {
         state.resume.take()
     }
 
-    /// Waits so long, or until it is called off.
-    pub(super) fn sleep(&self, time: Duration) {
+    /// Waits so long, or until it is called off, or `rate` is not the limit any more.
+    pub(super) fn sleep(&self, time: Duration, rate: u64) {
         let state = self.lock();
-        let waited = self
-            .0
-            .changed
-            .wait_timeout_while(state, time, |_| !self.is_cancelled());
+        let waited = self.0.changed.wait_timeout_while(state, time, |_| {
+            !self.is_cancelled() && self.0.rate.get() == rate
+        });
         drop(waited);
     }
 
@@ -212,4 +214,25 @@ impl Control {
 
 fn deadline(begun: Instant, timeout_s: u32) -> Option<Instant> {
     (timeout_s > 0).then(|| begun + Duration::from_secs(timeout_s.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_for_the_time_before_the_hand_over() {
+        let control = Control::receiving();
+        let limit = |bandwidth| MigrationPatch {
+            bandwidth_limit: Some(bandwidth),
+            ..MigrationPatch::default()
+        };
+        control.patch(&limit(1000));
+        assert_eq!(control.rate().get(), 1000);
+        control.guard_connections();
+        control.rate().set(0);
+        // The guest stands still by now.
+        control.patch(&limit(1000));
+        assert_eq!(control.rate().get(), 0);
+    }
 }

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use brume_api::{MigrationPhase, OnTimeout};
 use brume_migration::Message;
@@ -33,8 +33,6 @@ const PIECE: usize = 64 << 10;
 const MOST_ZEROS: u64 = 64 << 20;
 /// How little has to be left for a pass with the memory, in bytes.
 const LITTLE: u64 = 16 << 20;
-/// How often the connections that carry nothing say that they are still there.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The most passes over the disks alone.
 const MOST_PASSES: u32 = 16;
 
@@ -202,7 +200,6 @@ impl Disks {
             let mut way = Way {
                 number,
                 lanes: &mut *lanes,
-                alive: Instant::now(),
                 progress,
                 paused,
                 sent: &mut self.sent,
@@ -231,8 +228,6 @@ impl Drop for Disks {
 struct Way<'a> {
     number: u32,
     lanes: &'a mut Lanes,
-    /// When the other connections have last said something.
-    alive: Instant,
     progress: &'a Progress,
     paused: bool,
     /// Bytes on the wire.
@@ -267,12 +262,7 @@ impl Way<'_> {
         if self.paused {
             return Ok(());
         }
-        self.lanes.first.wait_for_limit(bytes)?;
-        if self.alive.elapsed() >= KEEP_ALIVE {
-            self.alive = Instant::now();
-            self.lanes.keep_alive()?;
-        }
-        Ok(())
+        Ok(self.lanes.first.wait_for_limit(bytes)?)
     }
 }
 

@@ -6,8 +6,9 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use brume_api::OnTimeout;
 use brume_migration::{Channel, ChannelError, Message, PageBatch, Zeros};
@@ -20,6 +21,13 @@ use crate::memory::MachineMemory;
 pub(super) const BATCH_PAGES: u64 = 128;
 /// How many batches may wait for a connection.
 const BACKLOG: usize = 4;
+/// After how long without anything else a connection says that it is still there. The target gives
+/// one up after 30 seconds.
+const KEEP_ALIVE: Duration = if cfg!(test) {
+    Duration::from_millis(20)
+} else {
+    Duration::from_secs(5)
+};
 
 /// Memory that cannot be sent.
 #[derive(Debug, Error)]
@@ -151,18 +159,29 @@ impl Lane {
         Ok(())
     }
 
-    pub(super) fn wait_for_limit(&self, bytes: u64) -> Result<(), LaneError> {
-        let wait = self.control.rate().take(bytes);
-        if !wait.is_zero() {
-            self.control.sleep(wait);
+    /// Waits until there is room for `bytes` that were sent. The other side hears of it now and then,
+    /// for it may be long: all connections share the limit.
+    pub(super) fn wait_for_limit(&mut self, bytes: u64) -> Result<(), LaneError> {
+        let rate = self.control.rate().get();
+        let end = Instant::now().checked_add(self.control.rate().take(bytes));
+        loop {
+            let left = end.map_or(KEEP_ALIVE, |end| {
+                end.saturating_duration_since(Instant::now())
+            });
+            if !left.is_zero() {
+                self.control.sleep(left.min(KEEP_ALIVE), rate);
+            }
+            if self.control.is_cancelled() {
+                return Err(LaneError::Cancelled);
+            }
+            if self.control.late() == Some(OnTimeout::Cancel) {
+                return Err(LaneError::TooSlow);
+            }
+            if left <= KEEP_ALIVE || self.control.rate().get() != rate {
+                return Ok(());
+            }
+            self.keep_alive()?;
         }
-        if self.control.is_cancelled() {
-            return Err(LaneError::Cancelled);
-        }
-        if self.control.late() == Some(OnTimeout::Cancel) {
-            return Err(LaneError::TooSlow);
-        }
-        Ok(())
     }
 
     /// Whether the machine has to move now, whatever is left to send.
@@ -175,7 +194,6 @@ impl Lane {
 enum Work {
     Send(Batch, Zeros),
     EndPass(u32),
-    KeepAlive,
 }
 
 /// What a lane's thread has done.
@@ -195,19 +213,7 @@ impl Worker {
         let (answers, done) = sync_channel(2 * BACKLOG + 2);
         let thread = thread::Builder::new()
             .name(format!("migration {index}"))
-            .spawn(move || {
-                while let Ok(order) = orders.recv() {
-                    let result = match order {
-                        Work::Send(batch, zeros) => lane.send(&batch, zeros),
-                        Work::EndPass(pass) => lane.end_pass(pass).map(|()| Amount::default()),
-                        Work::KeepAlive => lane.keep_alive().map(|()| Amount::default()),
-                    };
-                    let failed = result.is_err();
-                    if answers.send(result).is_err() || failed {
-                        break;
-                    }
-                }
-            })?;
+            .spawn(move || serve(&mut lane, &orders, &answers))?;
         Ok(Self {
             work: Some(work),
             done,
@@ -216,17 +222,18 @@ impl Worker {
         })
     }
 
-    /// Gives it something to do; what it has done meanwhile.
-    fn give(&mut self, order: Work) -> Done {
+    /// Gives it something to do; what it has done meanwhile. The `first` lane, which has nothing to
+    /// do as long as that takes, says that it is still there.
+    fn give(&mut self, order: Work, first: &mut Lane) -> Done {
         let mut amount = Amount::default();
         while self.open > BACKLOG {
-            amount.add(self.wait()?);
+            amount.add(self.wait(first)?);
         }
         let work = self.work.as_ref().ok_or(LaneError::Ended)?;
         if work.send(order).is_err() {
             // Why it has ended is in an answer.
             while self.open > 0 {
-                amount.add(self.wait()?);
+                amount.add(self.wait(first)?);
             }
             return Err(LaneError::Ended);
         }
@@ -234,18 +241,45 @@ impl Worker {
         Ok(amount)
     }
 
-    fn wait(&mut self) -> Done {
-        let done = self.done.recv().map_err(|_| LaneError::Ended)?;
-        self.open = self.open.saturating_sub(1);
-        done
+    fn wait(&mut self, first: &mut Lane) -> Done {
+        loop {
+            match self.done.recv_timeout(KEEP_ALIVE) {
+                Ok(done) => {
+                    self.open = self.open.saturating_sub(1);
+                    return done;
+                }
+                Err(RecvTimeoutError::Timeout) => first.keep_alive()?,
+                Err(RecvTimeoutError::Disconnected) => return Err(LaneError::Ended),
+            }
+        }
     }
 
-    fn finish(&mut self) -> Done {
+    fn finish(&mut self, first: &mut Lane) -> Done {
         let mut amount = Amount::default();
         while self.open > 0 {
-            amount.add(self.wait()?);
+            amount.add(self.wait(first)?);
         }
         Ok(amount)
+    }
+}
+
+/// Does what a lane is given to do, and says that it is still there when that is nothing.
+fn serve(lane: &mut Lane, orders: &Receiver<Work>, answers: &SyncSender<Done>) {
+    loop {
+        let result = match orders.recv_timeout(KEEP_ALIVE) {
+            Ok(Work::Send(batch, zeros)) => lane.send(&batch, zeros),
+            Ok(Work::EndPass(pass)) => lane.end_pass(pass).map(|()| Amount::default()),
+            Err(RecvTimeoutError::Timeout) => {
+                // After the last pass the target needs it no more; else what is sent next fails too.
+                let _ = lane.keep_alive();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let failed = result.is_err();
+        if answers.send(result).is_err() || failed {
+            return;
+        }
     }
 }
 
@@ -291,27 +325,114 @@ impl Lanes {
             .checked_sub(1)
             .and_then(|other| self.others.get_mut(other))
         {
-            Some(other) => other.give(Work::Send(pages, zeros)),
+            Some(other) => other.give(Work::Send(pages, zeros), &mut self.first),
             None => self.first.send(&pages, zeros),
         }
-    }
-
-    /// Says on all but the first, between passes, that they are still there.
-    pub(super) fn keep_alive(&mut self) -> Result<(), LaneError> {
-        let mut others = self.others.iter_mut();
-        others.try_for_each(|other| other.give(Work::KeepAlive).map(drop))
     }
 
     /// Ends a pass on all of them; what was sent meanwhile.
     pub(super) fn end_pass(&mut self, pass: u32) -> Done {
         let mut amount = Amount::default();
         for other in &mut self.others {
-            amount.add(other.give(Work::EndPass(pass))?);
+            amount.add(other.give(Work::EndPass(pass), &mut self.first)?);
         }
         self.first.end_pass(pass)?;
         for other in &mut self.others {
-            amount.add(other.finish()?);
+            amount.add(other.finish(&mut self.first)?);
         }
         Ok(amount)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use brume_api::config::MachineConfig;
+    use brume_api::{MigrationPatch, SendMigration};
+    use brume_migration::Link;
+
+    use super::*;
+
+    fn control(request: serde_json::Value) -> Control {
+        let request: SendMigration = serde_json::from_value(request).unwrap();
+        Control::sending(&request)
+    }
+
+    /// A lane, and the target's end of it.
+    fn lane(control: &Control) -> (Lane, Channel) {
+        let machine = MachineConfig {
+            mem_size_mib: 4,
+            ..MachineConfig::default()
+        };
+        let memory = Arc::new(crate::memory::make(&machine).unwrap());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let channel = |stream| Channel::new(Link::from_unix(stream).unwrap());
+        let mut target = channel(theirs);
+        target.set_limit(Duration::from_secs(10)).unwrap();
+        (Lane::new(channel(ours), memory, control.clone()), target)
+    }
+
+    /// Has `lane` wait for what takes a quarter of an hour.
+    fn wait(mut lane: Lane) -> JoinHandle<Result<(), LaneError>> {
+        thread::spawn(move || {
+            lane.wait_for_limit(1_000_000)?;
+            lane.wait_for_limit(1)
+        })
+    }
+
+    fn stays(target: &mut Channel) {
+        for _ in 0..3 {
+            assert_eq!(target.receive_message().unwrap(), Message::KeepAlive);
+        }
+    }
+
+    #[test]
+    fn a_lane_that_waits_for_the_limit_stays_and_hears_of_a_change() {
+        let control =
+            control(serde_json::json!({"destination": "unix:/a", "bandwidth_limit": 1000}));
+        let (lane, mut target) = lane(&control);
+        let waiting = wait(lane);
+        stays(&mut target);
+        control.patch(&MigrationPatch {
+            bandwidth_limit: Some(0),
+            ..MigrationPatch::default()
+        });
+        waiting.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_lane_that_waits_for_the_limit_hears_that_it_is_over() {
+        let control =
+            control(serde_json::json!({"destination": "unix:/a", "bandwidth_limit": 1000}));
+        let (one, mut target) = lane(&control);
+        let waiting = wait(one);
+        stays(&mut target);
+        control.cancel();
+        assert!(matches!(waiting.join().unwrap(), Err(LaneError::Cancelled)));
+    }
+
+    #[test]
+    fn lanes_with_nothing_to_send_stay() {
+        let control = control(serde_json::json!({"destination": "unix:/a"}));
+        let ((first, mut target), (other, mut other_target)) = (lane(&control), lane(&control));
+        let mut lanes = Lanes::new(first, vec![other]).unwrap();
+        stays(&mut other_target);
+        // The first one waits for the other.
+        let (orders, waiting) = sync_channel(BACKLOG);
+        let (answers, done) = sync_channel(1);
+        let mut slow = Worker {
+            work: Some(orders),
+            done,
+            thread: None,
+            open: 1,
+        };
+        let answer = thread::spawn(move || {
+            stays(&mut target);
+            answers.send(Ok(Amount::default())).unwrap();
+        });
+        slow.finish(&mut lanes.first).unwrap();
+        answer.join().unwrap();
+        drop(waiting);
     }
 }

@@ -2,12 +2,12 @@
 //! What two sides agree on before memory moves: what the machine is made of, and whether the target
 //! has all that it needs.
 
-use std::fs::{self, File};
-use std::io::{Seek, SeekFrom};
+use std::fs;
 
 use brume_api::config::VmConfig;
 use brume_api::{Fault, MigrationMode, ReceiveMigration};
 use brume_snapshot::Saved;
+use brume_virtio::block::image_size;
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
@@ -95,11 +95,11 @@ pub(super) fn own_sections() -> Vec<(String, u32)> {
 pub(super) fn drives_of(config: &VmConfig) -> Vec<DriveOffer> {
     let offer = |drive: &brume_api::config::Drive| DriveOffer {
         id: drive.drive_id.clone(),
-        size: drive.path_on_host.as_ref().and_then(|path| {
-            // A block device has its size at its end only.
-            let mut file = File::open(path).ok()?;
-            file.seek(SeekFrom::End(0)).ok()
-        }),
+        // On a target the path comes from the source: it may lead to anything.
+        size: drive
+            .path_on_host
+            .as_ref()
+            .and_then(|path| image_size(path).ok()),
     };
     config.drives.iter().map(offer).collect()
 }
@@ -285,4 +285,53 @@ fn available_memory() -> Option<u64> {
         .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn size_of(path: &Path) -> Option<u64> {
+        let drives = serde_json::json!([{
+            "drive_id": "one", "path_on_host": path, "is_root_device": false,
+        }]);
+        let config = VmConfig {
+            drives: serde_json::from_value(drives).unwrap(),
+            ..VmConfig::default()
+        };
+        drives_of(&config)[0].size
+    }
+
+    #[test]
+    fn a_drive_has_the_size_of_its_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1234).unwrap();
+        assert_eq!(size_of(file.path()), Some(1234));
+        assert_eq!(size_of(Path::new("/nowhere")), None);
+    }
+
+    #[test]
+    fn what_is_no_image_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(
+            Command::new("mkfifo")
+                .arg(&pipe)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let (done, sizes) = channel();
+        // Who opens a FIFO waits until somebody writes to it.
+        thread::spawn(move || done.send(size_of(&pipe)));
+        assert_eq!(sizes.recv_timeout(Duration::from_secs(10)), Ok(None));
+        assert_eq!(size_of(Path::new("/dev/zero")), None);
+        assert_eq!(size_of(dir.path()), None);
+    }
 }

@@ -383,8 +383,8 @@ pub(super) fn await_answer(lanes: &mut Lanes, answer: &Message) -> Result<(), So
     loop {
         match lanes.first.channel.receive_message()? {
             message if message == *answer => return Ok(()),
-            // It takes long, and the other connections carry nothing meanwhile.
-            Message::KeepAlive => lanes.keep_alive()?,
+            // It takes long.
+            Message::KeepAlive => {}
             Message::Failed { why } => return Err(SourceError::Target(why)),
             _ => return Err(out_of_turn()),
         }

@@ -7,7 +7,7 @@ mod door;
 mod follow;
 mod hand_over;
 
-use std::collections::HashSet;
+use std::collections::VecDeque;
 use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -25,6 +25,8 @@ use crate::event::{Event, EventSender};
 
 /// How often it is looked whether a client has called it off.
 const LOOK: Duration = Duration::from_millis(100);
+/// How many moves that came to nothing are remembered.
+const MOST_DROPPED: usize = 64;
 
 /// Waits for a machine.
 pub(crate) struct Reception {
@@ -32,6 +34,22 @@ pub(crate) struct Reception {
     pub(crate) control: Control,
     pub(crate) progress: Progress,
     pub(crate) sender: EventSender,
+}
+
+/// Moves that came to nothing, the last [`MOST_DROPPED`] of them: anybody may begin one.
+#[derive(Default)]
+struct Dropped(VecDeque<Session>);
+
+impl Dropped {
+    fn note(&mut self, session: Session) {
+        if self.0.contains(&session) {
+            return;
+        }
+        if self.0.len() >= MOST_DROPPED {
+            self.0.pop_front();
+        }
+        self.0.push_back(session);
+    }
 }
 
 /// A move that came to nothing, in words for people.
@@ -66,7 +84,7 @@ impl Reception {
     }
 
     fn run(self) {
-        let mut dropped = HashSet::new();
+        let mut dropped = Dropped::default();
         while !self.control.is_cancelled() {
             let Met {
                 mut channel,
@@ -84,7 +102,7 @@ impl Reception {
             if self.receive(channel, &hello, &peer) {
                 return;
             }
-            dropped.insert(hello.session);
+            dropped.note(hello.session);
             self.control.forget_connections();
         }
         self.progress
@@ -107,8 +125,8 @@ impl Reception {
 }
 
 /// Tells who comes back to a move that is over.
-fn answer_late(channel: &mut Channel, hello: &Hello, dropped: &HashSet<Session>) {
-    if hello.purpose == Purpose::Return && dropped.contains(&hello.session) {
+fn answer_late(channel: &mut Channel, hello: &Hello, dropped: &Dropped) {
+    if hello.purpose == Purpose::Return && dropped.0.contains(&hello.session) {
         let told = channel
             .welcome(hello)
             .and_then(|()| channel.send(&Message::Standing(Standing::HasDropped)));
@@ -127,4 +145,20 @@ fn answer_late(channel: &mut Channel, hello: &Hello, dropped: &HashSet<Session>)
 /// the two sides may end a connection in order, a relay for one.
 pub(super) fn ends_mean_something(channel: &Channel) -> bool {
     channel.link().is_local() || channel.link().is_secured()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_moves_that_came_to_nothing_are_remembered() {
+        let mut dropped = Dropped::default();
+        let sessions: Vec<_> = (0..100).map(|_| Session::new().unwrap()).collect();
+        for session in &sessions {
+            dropped.note(session.clone());
+            dropped.note(session.clone());
+        }
+        assert!(dropped.0.iter().eq(&sessions[100 - MOST_DROPPED..]));
+    }
 }

@@ -24,6 +24,8 @@ use crate::event::Event;
 use crate::memory::{Backing, Filling, Following, MachineMemory};
 use crate::page_set::PageSet;
 
+/// How long a source may take to say what it sends.
+const OFFER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the other connections of a move may take to come.
 pub(super) const OTHERS_LIMIT: Duration = Duration::from_secs(10);
 /// How long nothing may come while memory moves.
@@ -88,7 +90,7 @@ impl<'a> Arrival<'a> {
         };
         self.reception.control.watch(channel.closer()?);
         channel.welcome(hello)?;
-        let (offer, handed) = hear_offer(channel)?;
+        let (offer, handed) = hear_offer(channel, OFFER_LIMIT)?;
         self.shares_memory = handed.is_some();
         let memory = self.prepare(&offer, handed)?;
         let small = offer.config.machine_config.huge_pages == HugePages::None;
@@ -312,8 +314,16 @@ pub(super) fn out_of_turn() -> Failure {
     Failure("the source has sent something out of turn".into())
 }
 
-/// What the source sends, and its memory, if it hands that over.
-fn hear_offer(channel: &mut Channel) -> Result<(Offer, Option<OwnedFd>), Failure> {
+/// What the source sends, and its memory, if it hands that over; all of it comes within `limit`:
+/// whoever sends a byte now and then does not keep the place of a source.
+fn hear_offer(channel: &mut Channel, limit: Duration) -> Result<(Offer, Option<OwnedFd>), Failure> {
+    channel.set_deadline(Some(Instant::now() + limit))?;
+    let heard = read_offer(channel);
+    channel.set_deadline(None)?;
+    heard
+}
+
+fn read_offer(channel: &mut Channel) -> Result<(Offer, Option<OwnedFd>), Failure> {
     let Message::Offer(offer) = channel.receive_message()? else {
         return Err(Failure("the source has not said what it sends".into()));
     };
@@ -330,4 +340,48 @@ fn hear_offer(channel: &mut Channel) -> Result<(Offer, Option<OwnedFd>), Failure
     }
     let handed = offer.shares_memory.then(|| channel.receive_fd());
     Ok((offer, handed.transpose()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use brume_migration::Link;
+
+    use super::*;
+
+    fn channel_of(stream: UnixStream) -> Channel {
+        Channel::new(Link::from_unix(stream).unwrap())
+    }
+
+    #[test]
+    fn an_offer_comes_in_time_or_not_at_all() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut frame = Vec::new();
+        let offer = serde_json::json!({"text": "x".repeat(1000)});
+        channel_of(ours).send(&Message::Offer(offer)).unwrap();
+        (&theirs).read_to_end(&mut frame).unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut target = channel_of(ours);
+        target.set_limit(Duration::from_secs(5)).unwrap();
+        let dripper = thread::spawn(move || {
+            for byte in frame {
+                thread::sleep(Duration::from_millis(10));
+                if theirs.write_all(&[byte]).is_err() {
+                    return;
+                }
+            }
+        });
+        let begun = Instant::now();
+        let Err(Failure(why)) = hear_offer(&mut target, Duration::from_millis(200)) else {
+            panic!("it has come");
+        };
+        let time = begun.elapsed();
+        assert!(time < Duration::from_secs(4), "{time:?}: {why}");
+        assert_eq!(target.link().deadline(), None);
+        drop(target);
+        dripper.join().unwrap();
+    }
 }
