@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brume_api::MigrationPhase;
 use brume_migration::{
@@ -458,7 +458,15 @@ fn strangers_do_not_keep_a_target_from_its_machine() {
         .unwrap_err()
         .to_string();
     assert!(refusal.contains("begun with another process"), "{refusal}");
-    pair.moved(&json!({}), LIMIT);
+    // Those who say nothing, before it comes and while it asks for its connections.
+    let connect = || std::net::TcpStream::connect(address).unwrap();
+    let silent: Vec<_> = (0..40).map(|_| connect()).collect();
+    let begun = Instant::now();
+    let options = json!({"connections": 2, "mode": "PostCopy"});
+    pair.moved(&options, LIMIT);
+    let time = begun.elapsed();
+    assert!(time < SHORT / 2, "{time:?}");
+    drop(silent);
     assert_settled(&mut pair);
 }
 

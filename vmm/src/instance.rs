@@ -33,7 +33,9 @@ use crate::event::{
 use crate::lifecycle::VmState;
 use crate::machine::{Machine, MachineParts, RunError, WakeUp};
 use crate::metrics::{self, Counts};
-use crate::migration::{Control, Incoming, IncomingEvent, Progress, Reception, awaiting, load_tls};
+use crate::migration::{
+    Control, Door, Incoming, IncomingEvent, Progress, Reception, awaiting, load_tls,
+};
 use crate::mmds;
 use crate::snapshot::LoadError;
 use crate::telemetry::{SharedState, Telemetry};

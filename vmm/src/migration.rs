@@ -52,4 +52,4 @@ pub(crate) use route::{Route, load as load_tls};
 pub(crate) use sections::MetadataSection;
 pub(crate) use source::{Departure, HandOver, SourceEnd, SourceEvent};
 pub(crate) use status::Progress;
-pub(crate) use target::Reception;
+pub(crate) use target::{Door, Reception};

@@ -10,7 +10,7 @@ use brume_api::{
 };
 use brume_migration::{Address, Listener};
 
-use super::{Control, Incoming, IncomingEvent, Instance, Next, Reception, VmState, load_tls};
+use super::{Control, Door, Incoming, IncomingEvent, Instance, Next, Reception, VmState, load_tls};
 
 /// How long the thread that waits may take to end.
 const LAST_LOOK: Duration = Duration::from_millis(500);
@@ -36,17 +36,18 @@ impl Instance {
             .map_err(|error| Fault::from_error(&error))?;
         let tls = load_tls(request.tls.as_ref())?;
         let listener = Listener::bind(&address).map_err(|error| Fault::from_error(&error))?;
+        let peer = listener.address().to_string();
+        let door = Door::open(listener, tls).map_err(|error| Fault::from_error(&error))?;
         let control = Control::receiving();
         let progress = self.telemetry.migration.clone();
         progress.begin(MigrationStatus {
             role: MigrationRole::Target,
             phase: MigrationPhase::Listening,
-            peer: Some(listener.address().to_string()),
+            peer: Some(peer),
             ..MigrationStatus::default()
         });
         let reception = Reception {
-            listener,
-            tls,
+            door,
             control: control.clone(),
             progress,
             sender: self.sender.clone(),

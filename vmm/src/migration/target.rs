@@ -3,6 +3,7 @@
 //! is in the modules below.
 
 mod arrival;
+mod door;
 mod follow;
 mod hand_over;
 
@@ -12,11 +13,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use brume_api::{MigrationPhase, with_causes};
-use brume_migration::{
-    Channel, ChannelError, Hello, LinkError, Listener, Message, Purpose, Session, Standing, Tls,
-};
+use brume_migration::{Channel, ChannelError, Hello, Message, Purpose, Session, Standing};
 
 use self::arrival::Arrival;
+pub(crate) use self::door::Door;
+use self::door::Met;
 use super::control::Control;
 use super::incoming::IncomingEvent;
 use super::status::Progress;
@@ -24,13 +25,10 @@ use crate::event::{Event, EventSender};
 
 /// How often it is looked whether a client has called it off.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long a stranger may take to say who it is.
-const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
 /// Waits for a machine.
 pub(crate) struct Reception {
-    pub(crate) listener: Listener,
-    pub(crate) tls: Option<Tls>,
+    pub(crate) door: Door,
     pub(crate) control: Control,
     pub(crate) progress: Progress,
     pub(crate) sender: EventSender,
@@ -70,49 +68,27 @@ impl Reception {
     fn run(self) {
         let mut dropped = HashSet::new();
         while !self.control.is_cancelled() {
-            let (mut channel, peer) = match self.accept() {
+            let Met {
+                mut channel,
+                hello,
+                peer,
+            } = match self.door.next(LOOK) {
                 Ok(Some(met)) => met,
                 Ok(None) => continue,
-                Err(error) => {
-                    return self
-                        .progress
-                        .fail(MigrationPhase::Failed, with_causes(&error));
-                }
+                Err(why) => return self.progress.fail(MigrationPhase::Failed, why),
             };
-            match channel.meet() {
-                Ok(hello) if hello.purpose == Purpose::Control => {
-                    if self.receive(channel, &hello, &peer) {
-                        return;
-                    }
-                    dropped.insert(hello.session);
-                    self.control.forget_connections();
-                }
-                Ok(hello) => answer_late(&mut channel, &hello, &dropped),
-                Err(error) => tracing::warn!("{peer}: {}", with_causes(&error)),
+            if hello.purpose != Purpose::Control {
+                answer_late(&mut channel, &hello, &dropped);
+                continue;
             }
+            if self.receive(channel, &hello, &peer) {
+                return;
+            }
+            dropped.insert(hello.session);
+            self.control.forget_connections();
         }
         self.progress
             .fail(MigrationPhase::Cancelled, "it was called off".into());
-    }
-
-    /// The next connection, with who it is from.
-    fn accept(&self) -> Result<Option<(Channel, String)>, LinkError> {
-        let Some(mut link) = self.listener.accept(LOOK)? else {
-            return Ok(None);
-        };
-        let peer = link.peer().to_owned();
-        link.set_limit(GREETING_LIMIT)?;
-        if let Some(tls) = &self.tls {
-            link = match link.secured_as_server(tls) {
-                Ok(link) => link,
-                // It is none of ours.
-                Err(error) => {
-                    tracing::warn!("{peer}: {}", with_causes(&error));
-                    return Ok(None);
-                }
-            };
-        }
-        Ok(Some((Channel::new(link), peer)))
     }
 
     /// Receives a machine; whether it has arrived.

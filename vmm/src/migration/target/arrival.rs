@@ -19,7 +19,7 @@ use super::super::following::Handset;
 use super::super::incoming::{IncomingEvent, Stopped};
 use super::super::offer::{Acceptance, Offer};
 use super::super::serving::words_of;
-use super::{Failure, Reception};
+use super::{Failure, LOOK, Reception};
 use crate::event::Event;
 use crate::memory::{Backing, Filling, Following, MachineMemory};
 use crate::page_set::PageSet;
@@ -208,24 +208,16 @@ impl<'a> Arrival<'a> {
     }
 
     /// The next connection of this move, which is still to be welcomed; others are sent away.
-    /// `None` if nobody has come for a while, or it was a stranger.
+    /// `None` if nobody has come for a while, or somebody else.
     pub(super) fn meet(&self) -> Result<Option<(Channel, Hello)>, Failure> {
-        let accepted = self.reception.accept();
-        let accepted = accepted.map_err(|error| Failure(with_causes(&error)))?;
-        let Some((mut channel, peer)) = accepted else {
+        let Some(mut met) = self.reception.door.next(LOOK)? else {
             return Ok(None);
         };
-        match channel.meet() {
-            Ok(hello) if hello.session == *self.session => Ok(Some((channel, hello))),
-            Ok(_) => {
-                send_away(&mut channel);
-                Ok(None)
-            }
-            Err(error) => {
-                tracing::warn!("{peer}: {}", with_causes(&error));
-                Ok(None)
-            }
+        if met.hello.session == *self.session {
+            return Ok(Some((met.channel, met.hello)));
         }
+        send_away(&mut met.channel);
+        Ok(None)
     }
 
     /// Takes memory and state; `None` if the source has called it off.
