@@ -407,7 +407,8 @@ fn phases_and_passes_are_events() {
 #[test]
 fn the_numbers_of_a_move_fit_together() {
     let mut pair = Pair::new(WRITES);
-    let status = pair.moved(&json!({"compression": "None"}), LIMIT);
+    let options = json!({"compression": "None", "connections": 2});
+    let status = pair.moved(&options, LIMIT);
     assert_eq!(status.memory_bytes, 128 << 20);
     assert!(status.pages >= 32 * 256, "{status:?}");
     let all = status.pages + status.zero_pages;
@@ -417,6 +418,8 @@ fn the_numbers_of_a_move_fit_together() {
     assert!(sum <= status.pages && sum > 32 * 256, "{status:?}");
     let target = pair.progress(Side::Target);
     assert_eq!(target.pages, status.pages);
+    assert!(status.zero_pages > 0, "{status:?}");
+    assert_eq!(target.zero_pages, status.zero_pages);
 }
 
 fn migrate(pair: &Pair, words: &[&str], json: bool) -> Command {

@@ -82,6 +82,10 @@ pub enum Message {
         pass: u32,
         /// How many pages were sent on this connection since it was opened.
         pages: u64,
+        /// How many pages of zeros were left out of this pass on this connection, because the target
+        /// has zeros there.
+        #[serde(default)]
+        zeros: u64,
     },
     /// Target: all connections have come to the end of the pass, and its pages are in memory.
     PassTaken {

@@ -87,11 +87,16 @@ pub(super) fn take(
     let (data, zeros) = put(filling, pages)
         .map_err(|error| format!("the source has sent pages that cannot be taken: {error}"))?;
     progress.update(|status| {
-        status.pages += data;
-        status.zero_pages += zeros;
-        status.bytes += data * PAGE_SIZE;
+        status.pages = status.pages.saturating_add(data);
+        status.zero_pages = status.zero_pages.saturating_add(zeros);
+        status.bytes = status.bytes.saturating_add(data * PAGE_SIZE);
     });
     Ok(())
+}
+
+/// Counts pages of zeros that the source has not sent, which are anything it says.
+pub(super) fn count_zeros(zeros: u64, progress: &Progress) {
+    progress.update(|status| status.zero_pages = status.zero_pages.saturating_add(zeros));
 }
 
 /// How many had bytes, and how many were zeros.
@@ -172,7 +177,8 @@ fn serve(
     loop {
         match channel.receive() {
             Ok(Received::Pages(pages)) => take(filling, pages, progress)?,
-            Ok(Received::Message(Message::PassEnded { pass, .. })) => {
+            Ok(Received::Message(Message::PassEnded { pass, zeros, .. })) => {
+                count_zeros(zeros, progress);
                 rendezvous.wait(index, pass)?;
             }
             Ok(Received::Message(Message::KeepAlive)) => {}

@@ -80,7 +80,7 @@ pub(super) fn give(
                 status.pages += given;
                 status.bytes += given * PAGE_SIZE;
             }
-            None => status.zero_pages += given,
+            None => status.zero_pages = status.zero_pages.saturating_add(given),
         });
     }
     let left = following.left();

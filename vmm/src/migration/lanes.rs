@@ -71,6 +71,8 @@ pub(super) struct Lane {
     batch: PageBatch,
     /// Since the connection was opened.
     pages: u64,
+    /// Pages of zeros in this pass that the target was not told of.
+    left_out: u64,
 }
 
 impl Lane {
@@ -81,6 +83,7 @@ impl Lane {
             control,
             batch: PageBatch::new(),
             pages: 0,
+            left_out: 0,
         }
     }
 
@@ -94,6 +97,9 @@ impl Lane {
         self.fill(pages, zeros)?;
         self.channel.set_wire_rate(self.control.rate().get());
         let amount = self.send_filled()?;
+        if zeros == Zeros::Absent {
+            self.left_out += amount.zeros;
+        }
         self.wait_for_limit(amount.bytes)?;
         Ok(amount)
     }
@@ -127,8 +133,9 @@ impl Lane {
 
     /// Says that the pass is over.
     pub(super) fn end_pass(&mut self, pass: u32) -> Result<(), LaneError> {
-        let pages = self.pages;
-        self.channel.send(&Message::PassEnded { pass, pages })?;
+        let (pages, zeros) = (self.pages, std::mem::take(&mut self.left_out));
+        self.channel
+            .send(&Message::PassEnded { pass, pages, zeros })?;
         Ok(())
     }
 

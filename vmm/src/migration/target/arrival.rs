@@ -13,7 +13,7 @@ use brume_migration::{
     TargetEvent, TargetState,
 };
 
-use super::super::arrivals::{Arrivals, Rendezvous, take};
+use super::super::arrivals::{Arrivals, Rendezvous, count_zeros, take};
 use super::super::disks_in::DisksIn;
 use super::super::following::Handset;
 use super::super::incoming::{IncomingEvent, Stopped};
@@ -258,7 +258,8 @@ impl<'a> Arrival<'a> {
                     let first = usize::try_from(first_word).unwrap_or(usize::MAX);
                     missing.insert_words(first, &words_of(bytes));
                 }
-                Received::Message(Message::PassEnded { pass, .. }) => {
+                Received::Message(Message::PassEnded { pass, zeros, .. }) => {
+                    count_zeros(zeros, progress);
                     rendezvous.wait(0, pass)?;
                     // From now on most of what comes is there already.
                     filling.settle();
