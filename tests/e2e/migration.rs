@@ -326,6 +326,26 @@ fn a_machine_that_has_not_moved_in_time_stays_or_is_forced() {
 }
 
 #[test]
+fn a_machine_that_is_forced_in_its_first_pass_leaves_behind_what_was_never_touched() {
+    for on_timeout in ["Force", "PostCopy"] {
+        let mut pair = Pair::new(WRITES);
+        pair.assert_runs_on(Side::Source);
+        let status = pair.moved(
+            &json!({"bandwidth_limit": SLOW, "compression": "None", "timeout_s": 1,
+                "on_timeout": on_timeout}),
+            LIMIT,
+        );
+        let sent = status.passes.first().map(|pass| pass.sent_pages);
+        assert!(sent.is_some_and(|pages| pages < 32 * 256), "{status:?}");
+        assert!(status.pages >= 32 * 256, "{status:?}");
+        // The guest has 128 MiB and uses 32.
+        let looked_at = status.pages + status.zero_pages;
+        assert!(looked_at < 64 * 256, "{on_timeout}: {status:?}");
+        assert_settled(&mut pair);
+    }
+}
+
+#[test]
 fn a_pass_that_takes_too_long_ends_at_the_timeout() {
     let mut pair = Pair::new("bare.touch=32");
     pair.send(&json!({"bandwidth_limit": 2_000_000, "compression": "None", "timeout_s": 1}));

@@ -150,12 +150,36 @@ impl Passes {
             }
             self.send_window(number, window, &again, lanes, &mut done)?;
             if lanes.first.is_forced() {
-                // What was not looked at is still to be sent, as if it had been written again.
+                // What is left is still to be sent, as if it had been written again.
+                if number == 1 {
+                    self.put_off(windows, &seen)?;
+                }
                 break;
             }
         }
         self.sent(&mut done, lanes.end_pass(number)?);
         Ok(done)
+    }
+
+    /// Finds what is in use of `windows`, which a first pass does not come to: the rest, of which
+    /// the target has zeros, is not to be sent.
+    fn put_off<'a>(
+        &self,
+        windows: impl Iterator<Item = &'a Window>,
+        seen: &PageSet,
+    ) -> Result<(), SourceError> {
+        let mut used = PageSet::empty(self.memory.size);
+        for Window { region, words } in windows {
+            let mut tracker = self.tracker();
+            tracker.clear(region, words.clone(), seen)?;
+            let mut taken = tracker.take_words(Reader::Transfer, words.clone());
+            drop(tracker);
+            let kept = self.in_use.filter(region, words.start, &mut taken);
+            kept.map_err(SourceError::Search)?;
+            used.insert_words(words.start, &taken);
+        }
+        self.tracker().put_back(Reader::Transfer, &used);
+        Ok(())
     }
 
     /// Sends what is left, with the guest paused.
