@@ -101,6 +101,7 @@ mod tests {
             host: HostUse::default(),
             migration: MigrationStatus {
                 role: brume_api::MigrationRole::Source,
+                disk_bytes: 4096,
                 downtime: Some(brume_api::MigrationDowntime::default()),
                 ..MigrationStatus::default()
             },

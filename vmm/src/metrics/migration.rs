@@ -42,6 +42,11 @@ pub(super) fn add(text: &mut Text, status: &MigrationStatus) {
             status.pages,
         ),
         (
+            "brume_migration_disk_bytes",
+            "Bytes of disks that have left or arrived by the last move, without zeros.",
+            status.disk_bytes,
+        ),
+        (
             "brume_migration_remaining_pages",
             "Pages that are left, as far as is known.",
             status.remaining_pages,

@@ -435,6 +435,7 @@ mod tests {
             "brume_drive_operation_seconds_bucket{drive=\"root\",operation=\"read\",le=\"+Inf\"} 1",
             "brume_drive_operation_seconds_bucket{drive=\"root\",operation=\"read\",le=\"0.000005\"} 0",
             "brume_network_packets_total{interface=\"eth0\",direction=\"receive\"} 3",
+            "brume_migration_disk_bytes 4096",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");
         }
