@@ -74,15 +74,16 @@ impl Instance {
 
     fn patch_reception(&self, patch: &MigrationPatch) -> Result<(), Fault> {
         let incoming = self.incoming.as_ref().ok_or_else(nothing_awaited)?;
-        if patch.decision.is_none() {
+        let Some(decision) = patch.decision else {
             let text = "The source's limits are changed at the source.";
             return Err(Fault::new(text));
-        }
+        };
         if self.telemetry.migration.get().phase != MigrationPhase::InDoubt {
             return Err(Fault::new(
                 "There is nothing to decide: the two sides have not lost each other.",
             ));
         }
+        incoming.control.check(decision)?;
         incoming.control.patch(patch);
         Ok(())
     }

@@ -171,13 +171,14 @@ impl Machine {
         let Some(moving) = &self.moving else {
             return Err(nothing_moves());
         };
-        if patch.decision.is_some() {
+        if let Some(decision) = patch.decision {
             let phase = self.telemetry.migration.get().phase;
             if phase != MigrationPhase::InDoubt {
                 return Err(Fault::new(
                     "There is nothing to decide: the two sides have not lost each other.",
                 ));
             }
+            moving.control.check(decision)?;
         }
         moving.control.patch(patch);
         self.telemetry.migration.update(|status| {
