@@ -207,7 +207,10 @@ pub struct MigrationPatch {
     /// empty for where it was sent to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<String>,
-    /// What becomes of a machine whose other side is lost.
+    /// What becomes of a machine whose other side is lost. Where both sides have the same memory,
+    /// because it was handed over on one host, two guests would run in it if both ran: `Run` is
+    /// refused there while the other side's process is alive. If that process cannot be seen (the
+    /// connection was passed as a descriptor, or it is of another PID namespace), end it first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<MigrationDecision>,
 }

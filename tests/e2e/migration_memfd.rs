@@ -139,8 +139,8 @@ fn a_machine_that_is_refused_goes_on_and_moves_later() {
     pair.live(Side::Target).hash();
 }
 
-/// A target that takes everything and fails at its state; what it was handed over.
-fn fail_at_the_state(listener: &Listener) -> File {
+/// A target that takes everything; its connection and what it was handed over.
+fn take_all(listener: &Listener) -> (Channel, File) {
     let link = listener.accept(LIMIT).unwrap().expect("a connection");
     let mut channel = Channel::new(link);
     channel.set_limit(LIMIT).unwrap();
@@ -162,6 +162,12 @@ fn fail_at_the_state(listener: &Listener) -> File {
             _ => panic!("something else than the state has come"),
         }
     }
+    (channel, memory)
+}
+
+/// A target that takes everything and fails at its state; what it was handed over.
+fn fail_at_the_state(listener: &Listener) -> File {
+    let (mut channel, memory) = take_all(listener);
     let why = "it does not like the state".into();
     channel.send(&Message::Failed { why }).unwrap();
     memory
@@ -190,6 +196,37 @@ fn a_machine_whose_target_fails_goes_on_with_its_memory() {
     live.hash();
     assert_eq!(memory.metadata().unwrap().len(), MIB << 20);
     assert!(memory.set_len(0).is_err(), "nobody can make it shorter");
+}
+
+#[test]
+fn nobody_decides_that_two_guests_run_in_one_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let listen = Address::Unix(folder.path().join("target"));
+    let listener = Listener::bind(&listen).unwrap();
+    // It is ready, and says no more.
+    let target = thread::spawn(move || {
+        let (mut channel, memory) = take_all(&listener);
+        channel.send(&Message::Ready { load_us: 0 }).unwrap();
+        assert_eq!(channel.receive_message().unwrap(), Message::Commit);
+        (channel, memory)
+    });
+    let live = Live::start(WRITES, &[shared(false)]);
+    let body = json!({"destination": listen.to_string()});
+    live.api.done("PUT", "/migration/send", &body);
+    let held = target.join().unwrap();
+    eventually("nobody knows where it is", || {
+        live.api.get("/migration")["phase"] == json!("InDoubt")
+    });
+    // Who has the memory is there still.
+    let refused = live
+        .api
+        .send("PATCH", "/migration", r#"{"decision": "Run"}"#);
+    assert_eq!(refused.status, 400, "{}", refused.body);
+    assert!(refused.body.contains("two guests"), "{}", refused.body);
+    assert_eq!(live.api.get("/migration")["phase"], json!("InDoubt"));
+    live.api
+        .done("PATCH", "/migration", &json!({"decision": "Abandon"}));
+    drop(held);
 }
 
 #[test]

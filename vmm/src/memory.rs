@@ -10,7 +10,7 @@ mod filling;
 mod following;
 mod handler;
 pub(crate) mod pagemap;
-mod peer;
+pub(crate) mod peer;
 mod populate;
 pub(crate) mod shared;
 pub(crate) mod uffd;

@@ -42,7 +42,8 @@ the other side; 1 if the move was called off or went wrong, in which case the gu
 
 If the connection breaks after the guest has moved but before its memory has, --resume goes on. If
 it breaks at the hand-over itself, both sides wait for each other; if one of them is lost for good,
-say `--decide run` to the other, and only then.";
+say `--decide run` to the other, and only then. Where memory was handed over without a copy that is
+refused while the process of the other side is alive.";
 
 /// Arguments of `brume ctl migrate`.
 #[derive(Args)]

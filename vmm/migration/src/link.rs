@@ -211,6 +211,12 @@ impl Link {
         matches!(&self.carrier, Carrier::Plain(socket) if socket.is_unix())
     }
 
+    /// Whether the socket was passed to this process, so that the kernel may know somebody else as
+    /// its other side: who has made it.
+    pub fn was_passed(&self) -> bool {
+        self.socket().is_inherited()
+    }
+
     /// Whether nobody between the two sides can read or change anything.
     pub fn is_secured(&self) -> bool {
         matches!(self.carrier, Carrier::Tls(_))

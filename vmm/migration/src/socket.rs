@@ -108,6 +108,10 @@ impl Socket {
         matches!(self.shared.stream, Stream::Unix(_))
     }
 
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.is_inherited
+    }
+
     pub(crate) fn limit(&self) -> Option<Duration> {
         self.limit
     }

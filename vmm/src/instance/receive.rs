@@ -74,19 +74,20 @@ impl Instance {
 
     fn patch_reception(&self, patch: &MigrationPatch) -> Result<(), Fault> {
         let incoming = self.incoming.as_ref().ok_or_else(nothing_awaited)?;
-        if patch.decision.is_none() {
+        let Some(decision) = patch.decision else {
             let text = if patch.resume.is_some() {
                 "A move is resumed at the source."
             } else {
                 "The source's limits are changed at the source."
             };
             return Err(Fault::new(text));
-        }
+        };
         if self.telemetry.migration.get().phase != MigrationPhase::InDoubt {
             return Err(Fault::new(
                 "There is nothing to decide: the two sides have not lost each other.",
             ));
         }
+        incoming.control.check(decision)?;
         incoming.control.patch(patch);
         Ok(())
     }

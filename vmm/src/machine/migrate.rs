@@ -175,6 +175,7 @@ impl Machine {
         let phase = self.telemetry.migration.peek().phase;
         if let Some(decision) = patch.decision {
             may_decide(decision, phase)?;
+            moving.control.check(decision)?;
         }
         if patch.resume.is_some() && phase != MigrationPhase::PostCopyInterrupted {
             return Err(Fault::new(

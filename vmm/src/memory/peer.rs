@@ -8,9 +8,10 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-/// The process that listened when `socket` was connected, as a descriptor to watch (pidfd); `None`
-/// if it is of a PID namespace that is not seen from here, or gone already.
-pub(super) fn process(socket: &UnixStream) -> Option<OwnedFd> {
+/// The process that has connected `socket`, a unix one, or that listened when it was connected from
+/// here, as a descriptor to watch (pidfd); `None` if it is of a PID namespace that is not seen from
+/// here, or gone already.
+pub(crate) fn process(socket: &impl AsRawFd) -> Option<OwnedFd> {
     let mut peer = libc::ucred {
         pid: 0,
         uid: 0,
@@ -30,8 +31,13 @@ pub(super) fn process(socket: &UnixStream) -> Option<OwnedFd> {
     if result != 0 || peer.pid <= 0 {
         return None;
     }
+    open(peer.pid)
+}
+
+/// The process `pid` as a descriptor to watch.
+pub(crate) fn open(pid: libc::pid_t) -> Option<OwnedFd> {
     // SAFETY: the call takes no pointer.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, peer.pid, 0) };
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0)?;
     // SAFETY: the descriptor is new and nobody else has it.
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -43,7 +49,7 @@ pub(super) fn has_hung_up(socket: &UnixStream) -> bool {
 }
 
 /// Whether `process`, a pidfd, has ended.
-pub(super) fn has_ended(process: &OwnedFd) -> bool {
+pub(crate) fn has_ended(process: &OwnedFd) -> bool {
     poll(process.as_raw_fd(), libc::POLLIN) & libc::POLLIN != 0
 }
 

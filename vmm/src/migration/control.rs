@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a client can do to a move that is under way: change its limits, call it off, decide.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use brume_api::{MigrationDecision, MigrationPatch, OnTimeout, SendMigration};
-use brume_migration::{Closer, RateLimit};
+use brume_api::{Fault, MigrationDecision, MigrationPatch, OnTimeout, SendMigration};
+use brume_migration::{Closer, Link, RateLimit};
+
+use crate::memory::peer;
 
 /// What may be changed meanwhile.
 #[derive(Clone, Debug)]
@@ -35,8 +38,18 @@ struct Inner {
 struct State {
     limits: Limits,
     connections: Connections,
+    sharer: Sharer,
     decision: Option<MigrationDecision>,
     resume: Option<String>,
+}
+
+/// Who else has the machine's memory, not a copy of it.
+enum Sharer {
+    Nobody,
+    /// This process, a pidfd.
+    Process(OwnedFd),
+    /// Some process that cannot be seen from here.
+    Unseen,
 }
 
 /// What becomes of connections when the move is called off.
@@ -82,6 +95,7 @@ impl Control {
             state: Mutex::new(State {
                 limits,
                 connections: Connections::Open(Vec::new()),
+                sharer: Sharer::Nobody,
                 decision: None,
                 resume: None,
             }),
@@ -171,9 +185,46 @@ impl Control {
         self.lock().connections = Connections::Guarded;
     }
 
-    /// Connections may be closed again.
+    /// Connections may be closed again, and nobody has the memory of the next machine.
     pub(super) fn forget_connections(&self) {
-        self.lock().connections = Connections::Open(Vec::new());
+        let mut state = self.lock();
+        state.connections = Connections::Open(Vec::new());
+        state.sharer = Sharer::Nobody;
+    }
+
+    /// The other side of `link` has the machine's memory, too.
+    pub(super) fn share_memory(&self, link: &Link) {
+        let process = match link.was_passed() {
+            true => None,
+            false => peer::process(link),
+        };
+        self.lock().sharer = process.map_or(Sharer::Unseen, Sharer::Process);
+    }
+
+    /// Whether a person may decide so.
+    ///
+    /// # Errors
+    ///
+    /// Two guests might run in one memory.
+    pub(crate) fn check(&self, decision: MigrationDecision) -> Result<(), Fault> {
+        if decision != MigrationDecision::Run {
+            return Ok(());
+        }
+        match &self.lock().sharer {
+            Sharer::Process(process) if !peer::has_ended(process) => Err(Fault::new(
+                "The process on the other side is there still, and has the memory of this machine: \
+                 two guests would run in it. End that process first, or let the two sides find \
+                 each other.",
+            )),
+            Sharer::Unseen => {
+                tracing::warn!(
+                    "the machine is to run here by a person's decision; its memory was shared with \
+                     a process that cannot be seen from here: if that runs it, too, both are lost"
+                );
+                Ok(())
+            }
+            Sharer::Process(_) | Sharer::Nobody => Ok(()),
+        }
     }
 
     /// What a person has decided, once; waits for it that long.
@@ -218,7 +269,34 @@ fn deadline(begun: Instant, timeout_s: u32) -> Option<Instant> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+
     use super::*;
+
+    #[test]
+    fn nobody_decides_that_two_guests_run_in_one_memory() {
+        let control = Control::receiving();
+        let run = || control.check(MigrationDecision::Run);
+        run().unwrap();
+        // The kernel knows who is at the other side: this process.
+        let (end, _other) = UnixStream::pair().unwrap();
+        control.share_memory(&Link::from_unix(end).unwrap());
+        run().unwrap_err();
+        control.check(MigrationDecision::Abandon).unwrap();
+        control.forget_connections();
+        run().unwrap();
+
+        let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = peer::open(other.id().try_into().unwrap()).unwrap();
+        control.lock().sharer = Sharer::Process(process);
+        run().unwrap_err();
+        other.kill().unwrap();
+        other.wait().unwrap();
+        run().unwrap();
+        control.lock().sharer = Sharer::Unseen;
+        run().unwrap();
+    }
 
     #[test]
     fn a_limit_is_for_the_time_before_the_hand_over() {

@@ -186,6 +186,7 @@ impl Departure {
         channel: Channel,
         begun: &mut Option<Arc<Passes>>,
     ) -> Result<SourceEnd, SourceError> {
+        self.control.share_memory(channel.link());
         let (memory, tracker) = (self.memory.clone(), self.tracker.clone());
         let passes = Passes::none(memory, tracker, self.progress.clone())?;
         let passes = begun.insert(Arc::new(passes)).clone();

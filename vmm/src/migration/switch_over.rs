@@ -441,9 +441,12 @@ impl Talk<'_> {
                 .progress
                 .enter(MigrationPhase::PostCopyInterrupted);
             match self.find_target() {
-                Found::Lacking => {
+                Found::Lacking(address) => {
                     self.machine.step(Event::Returned);
-                    self.context.progress.update(|status| status.error = None);
+                    self.context.progress.update(|status| {
+                        status.error = None;
+                        status.peer = Some(address);
+                    });
                     self.context.progress.enter(MigrationPhase::PostCopy);
                 }
                 Found::Complete => return self.served(),
@@ -488,7 +491,7 @@ impl Talk<'_> {
                 .and_then(|channel| Faults::serve(channel, memory, left, control, progress));
             if let Ok(server) = server {
                 follows.server = Some(server);
-                return Found::Lacking;
+                return Found::Lacking(route.address.to_string());
             }
         }
     }
@@ -512,8 +515,8 @@ impl Talk<'_> {
 
 /// How a target that was lost was found.
 enum Found {
-    /// It lacks pages.
-    Lacking,
+    /// It lacks pages, and is at that address.
+    Lacking(String),
     /// It has everything.
     Complete,
     /// Nobody looks for it any more.

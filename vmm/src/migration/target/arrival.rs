@@ -92,6 +92,9 @@ impl<'a> Arrival<'a> {
         channel.welcome(hello)?;
         let (offer, handed) = hear_offer(channel, OFFER_LIMIT)?;
         self.shares_memory = handed.is_some();
+        if self.shares_memory {
+            self.reception.control.share_memory(channel.link());
+        }
         let memory = self.prepare(&offer, handed)?;
         let small = offer.config.machine_config.huge_pages == HugePages::None;
         let filling = Arc::new(Filling::begin(memory, small && !self.shares_memory));

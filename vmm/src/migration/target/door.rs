@@ -152,7 +152,7 @@ fn let_in(
         }
         let closer = link.closer()?;
         let (tls, hall) = (tls.cloned(), hall.clone());
-        let thread = thread::Builder::new()
+        let spawned = thread::Builder::new()
             .name("migration hello".into())
             .spawn(move || {
                 let peer = link.peer().to_owned();
@@ -165,8 +165,13 @@ fn let_in(
                     // It is none of ours.
                     Err(why) => tracing::warn!("{peer}: {why}"),
                 }
-            })?;
-        strangers.push_back(Stranger { closer, thread });
+            });
+        match spawned {
+            Ok(thread) => strangers.push_back(Stranger { closer, thread }),
+            Err(error) => {
+                tracing::warn!("somebody who came is sent away for want of a thread: {error}");
+            }
+        }
     }
 }
 
