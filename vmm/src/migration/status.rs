@@ -4,10 +4,16 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use brume_api::{EventHub, MachineEvent, MigrationPass, MigrationPhase, MigrationStatus};
+use brume_api::{
+    EventHub, MachineEvent, MigrationPass, MigrationPhase, MigrationRole, MigrationStatus,
+};
 
 use super::lanes::Amount;
 
+/// What the rate of a move without passes is told of.
+const WINDOW: Duration = Duration::from_secs(1);
+/// The shortest time that a rate is told of, if there is no other yet.
+const SHORT_WINDOW: Duration = Duration::from_millis(100);
 /// How many passes are told of.
 const PASSES: usize = 256;
 
@@ -27,8 +33,33 @@ struct State {
     events: EventHub,
     begun: Option<Instant>,
     ended: Option<Instant>,
+    /// Since when bytes are counted for the rate, if a whole window was before that, and how many
+    /// there were then.
+    window: Option<(Instant, bool, u64)>,
     /// Whether somebody has asked since it was over.
     end_was_seen: bool,
+}
+
+impl State {
+    /// Tells how fast it is where no pass does: at the target, and when memory follows the guest.
+    fn measure(&mut self, now: Instant) {
+        let status = &mut self.status;
+        let is_measured = match status.phase {
+            MigrationPhase::PreCopy => status.role == MigrationRole::Target,
+            MigrationPhase::PostCopy | MigrationPhase::PostCopyInterrupted => true,
+            _ => false,
+        };
+        let Some((since, has_rate, bytes)) = self.window.filter(|_| is_measured) else {
+            return;
+        };
+        let time = now.saturating_duration_since(since);
+        if time >= WINDOW {
+            self.window = Some((now, true, status.bytes));
+        } else if has_rate || time < SHORT_WINDOW {
+            return;
+        }
+        status.bandwidth = per_second(status.bytes.saturating_sub(bytes), time);
+    }
 }
 
 impl Progress {
@@ -69,7 +100,9 @@ impl Progress {
     /// It is in another phase.
     pub(crate) fn enter(&self, phase: MigrationPhase) {
         let mut state = self.lock();
+        state.measure(Instant::now());
         state.status.phase = phase;
+        state.window = Some((Instant::now(), false, state.status.bytes));
         if phase.is_over() {
             state.ended = Some(Instant::now());
         }
@@ -107,6 +140,7 @@ impl Progress {
     /// What is to be told now.
     pub(crate) fn get(&self) -> MigrationStatus {
         let mut state = self.lock();
+        state.measure(Instant::now());
         let mut status = state.status.clone();
         if let Some(begun) = state.begun {
             let end = state.ended.unwrap_or_else(Instant::now);
@@ -119,9 +153,11 @@ impl Progress {
         status
     }
 
-    /// What was told last, without a look at the clock, for metrics.
+    /// The same for metrics, which do not count as somebody who has asked, without how long it took.
     pub(crate) fn peek(&self) -> MigrationStatus {
-        self.lock().status.clone()
+        let mut state = self.lock();
+        state.measure(Instant::now());
+        state.status.clone()
     }
 
     /// Waits until somebody has seen how it ended.
@@ -187,4 +223,53 @@ pub(super) fn per_second(amount: u64, time: Duration) -> u64 {
 pub(super) fn unix_nanos() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A move of `role` in `phase`, after so many milliseconds since `bytes` began to come: its rate.
+    fn rates<const N: usize>(
+        role: MigrationRole,
+        phase: MigrationPhase,
+        looks: [(u64, u64); N],
+    ) -> [u64; N] {
+        let begun = Instant::now();
+        let mut state = State {
+            window: Some((begun, false, 0)),
+            ..State::default()
+        };
+        (state.status.role, state.status.phase) = (role, phase);
+        state.status.bandwidth = 7;
+        looks.map(|(millis, bytes)| {
+            state.status.bytes = bytes;
+            state.measure(begun + Duration::from_millis(millis));
+            state.status.bandwidth
+        })
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_last_seconds() {
+        let looks = [
+            (10, 500),
+            (500, 1000),
+            (600, 9000),
+            (1000, 3000),
+            (1500, 9000),
+            (3000, 9000),
+            (9000, 9000),
+        ];
+        let rates_of = |role, phase| rates(role, phase, looks);
+        // Nothing is told of too little time, and something soon.
+        let expected = [7, 2000, 15_000, 3000, 3000, 3000, 0];
+        let (source, target) = (MigrationRole::Source, MigrationRole::Target);
+        assert_eq!(rates_of(target, MigrationPhase::PreCopy), expected);
+        assert_eq!(rates_of(target, MigrationPhase::PostCopy), expected);
+        assert_eq!(rates_of(source, MigrationPhase::PostCopy), expected);
+        // Passes tell it.
+        assert_eq!(rates_of(source, MigrationPhase::PreCopy), [7; 7]);
+        // What was told last stays.
+        assert_eq!(rates_of(target, MigrationPhase::Completed), [7; 7]);
+    }
 }
