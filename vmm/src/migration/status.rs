@@ -4,9 +4,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use brume_api::{
-    EventHub, MachineEvent, MigrationPass, MigrationPhase, MigrationRole, MigrationStatus,
-};
+use brume_api::{EventHub, MachineEvent, MigrationPass, MigrationPhase, MigrationStatus};
 
 use super::lanes::Amount;
 
@@ -41,11 +39,12 @@ struct State {
 }
 
 impl State {
-    /// Tells how fast it is where no pass does: at the target, and when memory follows the guest.
+    /// Tells how fast it is where no pass does: at the target, before the first one is over, and when
+    /// memory follows the guest.
     fn measure(&mut self, now: Instant) {
         let status = &mut self.status;
         let is_measured = match status.phase {
-            MigrationPhase::PreCopy => status.role == MigrationRole::Target,
+            MigrationPhase::PreCopy => status.passes.is_empty(),
             MigrationPhase::PostCopy | MigrationPhase::PostCopyInterrupted => true,
             _ => false,
         };
@@ -229,10 +228,11 @@ pub(super) fn unix_nanos() -> u64 {
 mod tests {
     use super::*;
 
-    /// A move of `role` in `phase`, after so many milliseconds since `bytes` began to come: its rate.
+    /// The rate of a move in `phase`, each time so many milliseconds after it began and with so many
+    /// bytes.
     fn rates<const N: usize>(
-        role: MigrationRole,
         phase: MigrationPhase,
+        passes: usize,
         looks: [(u64, u64); N],
     ) -> [u64; N] {
         let begun = Instant::now();
@@ -240,7 +240,8 @@ mod tests {
             window: Some((begun, false, 0)),
             ..State::default()
         };
-        (state.status.role, state.status.phase) = (role, phase);
+        state.status.phase = phase;
+        state.status.passes = vec![MigrationPass::default(); passes];
         state.status.bandwidth = 7;
         looks.map(|(millis, bytes)| {
             state.status.bytes = bytes;
@@ -260,16 +261,13 @@ mod tests {
             (3000, 9000),
             (9000, 9000),
         ];
-        let rates_of = |role, phase| rates(role, phase, looks);
         // Nothing is told of too little time, and something soon.
         let expected = [7, 2000, 15_000, 3000, 3000, 3000, 0];
-        let (source, target) = (MigrationRole::Source, MigrationRole::Target);
-        assert_eq!(rates_of(target, MigrationPhase::PreCopy), expected);
-        assert_eq!(rates_of(target, MigrationPhase::PostCopy), expected);
-        assert_eq!(rates_of(source, MigrationPhase::PostCopy), expected);
+        assert_eq!(rates(MigrationPhase::PreCopy, 0, looks), expected);
+        assert_eq!(rates(MigrationPhase::PostCopy, 2, looks), expected);
         // Passes tell it.
-        assert_eq!(rates_of(source, MigrationPhase::PreCopy), [7; 7]);
+        assert_eq!(rates(MigrationPhase::PreCopy, 1, looks), [7; 7]);
         // What was told last stays.
-        assert_eq!(rates_of(target, MigrationPhase::Completed), [7; 7]);
+        assert_eq!(rates(MigrationPhase::Completed, 0, looks), [7; 7]);
     }
 }
