@@ -337,7 +337,7 @@ pub struct MigrationStatus {
     pub remaining_pages: u64,
     /// Bytes that the guest dirties per second, counted in whole pages.
     pub dirty_rate: u64,
-    /// Bytes per second on the wire.
+    /// Bytes per second, on the wire at the source and unpacked at the target.
     pub bandwidth: u64,
     /// The limit, in bytes per second; 0 for none.
     pub bandwidth_limit: u64,

@@ -254,6 +254,14 @@ fn a_limit_on_the_bandwidth_holds_until_it_is_lifted() {
     assert!(sent <= allowed && sent > allowed / 3.0, "{status:?}");
     assert_eq!(status.phase, MigrationPhase::PreCopy);
     assert_eq!(status.bandwidth_limit, rate);
+    // The target measures it.
+    let there = pair.progress(Side::Target).bandwidth;
+    assert!(there > rate / 3 && there < 3 * rate, "{there}");
+    // There is no break yet that it could go on after.
+    let source = pair.api(Side::Source);
+    let reply = source.send("PATCH", "/migration", r#"{"resume": ""}"#);
+    assert_eq!(reply.status, 400);
+    assert!(reply.body.contains("nothing to resume"), "{}", reply.body);
     pair.patch(
         Side::Source,
         &json!({"bandwidth_limit": 0, "max_downtime_ms": 33}),

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -467,6 +468,34 @@ fn strangers_do_not_keep_a_target_from_its_machine() {
     let time = begun.elapsed();
     assert!(time < SHORT / 2, "{time:?}");
     drop(silent);
+    assert_settled(&mut pair);
+}
+
+#[test]
+fn a_target_without_descriptors_goes_on_waiting() {
+    let mut pair = Pair::start(&Setup {
+        args: WRITES,
+        link: Link::Tcp,
+        ..Setup::default()
+    });
+    let pid = pair.api(Side::Target).vm.pid().to_string();
+    let limit = |most: &str| {
+        let most = format!("--nofile={most}");
+        let set = Command::new("prlimit")
+            .args(["--pid", &pid, &most])
+            .status();
+        assert!(set.unwrap().success());
+    };
+    let address: Address = pair.destination().parse().unwrap();
+    // The soft limit: the other one not everybody could raise again.
+    limit("3:");
+    let channels: Vec<_> = (0..2)
+        .map(|_| Connection::connect(&address, SHORT).unwrap())
+        .collect();
+    thread::sleep(Duration::from_millis(500));
+    drop(channels);
+    limit("1024:");
+    pair.moved(&json!({}), LIMIT);
     assert_settled(&mut pair);
 }
 

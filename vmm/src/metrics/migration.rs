@@ -63,7 +63,7 @@ pub(super) fn add(text: &mut Text, status: &MigrationStatus) {
         ),
         (
             "brume_migration_bandwidth_bytes_per_second",
-            "Bytes per second in the last pass.",
+            "Bytes per second in the last pass, or of late where there is none.",
             status.bandwidth,
         ),
         (

@@ -9,6 +9,10 @@ use brume_api::{EventHub, MachineEvent, MigrationPass, MigrationPhase, Migration
 use super::lanes::Amount;
 use crate::page_set::PAGE_SIZE;
 
+/// What the rate of a move without passes is told of.
+const WINDOW: Duration = Duration::from_secs(1);
+/// The shortest time that a rate is told of, if there is no other yet.
+const SHORT_WINDOW: Duration = Duration::from_millis(100);
 /// How many passes are told of.
 const PASSES: usize = 256;
 
@@ -30,8 +34,34 @@ struct State {
     events: EventHub,
     begun: Option<Instant>,
     ended: Option<Instant>,
+    /// Since when bytes are counted for the rate, if a whole window was before that, and how many
+    /// there were then.
+    window: Option<(Instant, bool, u64)>,
     /// Whether somebody has asked since it was over.
     end_was_seen: bool,
+}
+
+impl State {
+    /// Tells how fast it is where no pass does: at the target, before the first one is over, and when
+    /// memory follows the guest.
+    fn measure(&mut self, now: Instant) {
+        let status = &mut self.status;
+        let is_measured = match status.phase {
+            MigrationPhase::PreCopy => status.passes.is_empty(),
+            MigrationPhase::PostCopy | MigrationPhase::PostCopyInterrupted => true,
+            _ => false,
+        };
+        let Some((since, has_rate, bytes)) = self.window.filter(|_| is_measured) else {
+            return;
+        };
+        let time = now.saturating_duration_since(since);
+        if time >= WINDOW {
+            self.window = Some((now, true, status.bytes));
+        } else if has_rate || time < SHORT_WINDOW {
+            return;
+        }
+        status.bandwidth = per_second(status.bytes.saturating_sub(bytes), time);
+    }
 }
 
 impl Progress {
@@ -78,7 +108,9 @@ impl Progress {
     /// It is in another phase.
     pub(crate) fn enter(&self, phase: MigrationPhase) {
         let mut state = self.lock();
+        state.measure(Instant::now());
         state.status.phase = phase;
+        state.window = Some((Instant::now(), false, state.status.bytes));
         if phase.is_over() {
             state.ended = Some(Instant::now());
         }
@@ -116,6 +148,7 @@ impl Progress {
     /// What is to be told now.
     pub(crate) fn get(&self) -> MigrationStatus {
         let mut state = self.lock();
+        state.measure(Instant::now());
         let mut status = state.status.clone();
         if let Some(begun) = state.begun {
             let end = state.ended.unwrap_or_else(Instant::now);
@@ -128,9 +161,11 @@ impl Progress {
         status
     }
 
-    /// What was told last, without a look at the clock, for metrics.
+    /// The same for metrics, which do not count as somebody who has asked, without how long it took.
     pub(crate) fn peek(&self) -> MigrationStatus {
-        self.lock().status.clone()
+        let mut state = self.lock();
+        state.measure(Instant::now());
+        state.status.clone()
     }
 
     /// Waits until somebody has seen how it ended.
@@ -196,4 +231,52 @@ pub(super) fn per_second(amount: u64, time: Duration) -> u64 {
 pub(super) fn unix_nanos() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rate of a move in `phase`, each time so many milliseconds after it began and with so many
+    /// bytes.
+    fn rates<const N: usize>(
+        phase: MigrationPhase,
+        passes: usize,
+        looks: [(u64, u64); N],
+    ) -> [u64; N] {
+        let begun = Instant::now();
+        let mut state = State {
+            window: Some((begun, false, 0)),
+            ..State::default()
+        };
+        state.status.phase = phase;
+        state.status.passes = vec![MigrationPass::default(); passes];
+        state.status.bandwidth = 7;
+        looks.map(|(millis, bytes)| {
+            state.status.bytes = bytes;
+            state.measure(begun + Duration::from_millis(millis));
+            state.status.bandwidth
+        })
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_last_seconds() {
+        let looks = [
+            (10, 500),
+            (500, 1000),
+            (600, 9000),
+            (1000, 3000),
+            (1500, 9000),
+            (3000, 9000),
+            (9000, 9000),
+        ];
+        // Nothing is told of too little time, and something soon.
+        let expected = [7, 2000, 15_000, 3000, 3000, 3000, 0];
+        assert_eq!(rates(MigrationPhase::PreCopy, 0, looks), expected);
+        assert_eq!(rates(MigrationPhase::PostCopy, 2, looks), expected);
+        // Passes tell it.
+        assert_eq!(rates(MigrationPhase::PreCopy, 1, looks), [7; 7]);
+        // What was told last stays.
+        assert_eq!(rates(MigrationPhase::Completed, 0, looks), [7; 7]);
+    }
 }
