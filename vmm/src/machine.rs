@@ -6,6 +6,7 @@
 //! takes one transport's lock at a time, and only when all vCPUs are held or gone.
 
 mod handler;
+mod locks;
 mod memory;
 mod migrate;
 mod pre_copy;
@@ -131,6 +132,7 @@ pub struct Machine {
     /// Whether it moves to another process.
     moving: Option<migrate::Moving>,
     throttle: throttle::Throttle,
+    locks: locks::Locks,
 }
 
 impl Machine {
@@ -163,6 +165,7 @@ impl Machine {
             saving: false,
             moving: None,
             throttle: throttle::Throttle::default(),
+            locks: locks::Locks::default(),
         }
     }
 
@@ -373,6 +376,7 @@ impl Machine {
             Event::Copied(pass) => self.copied(*pass),
             Event::Saved(saved) => self.saved(*saved),
             Event::NapDue => self.nap(),
+            Event::LocksDue => self.locks_due(),
             Event::Migration(event) => self.departure(event),
             // It has arrived; there is nothing more to do for it.
             Event::Incoming(_) => {}

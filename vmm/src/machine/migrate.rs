@@ -293,23 +293,6 @@ impl Machine {
         written.map(|(_, control)| control.clone()).collect()
     }
 
-    /// Lets the target take the locks of the disks.
-    fn release_locks(&self) -> Result<(), String> {
-        let mut drives = self.controls.drives.iter();
-        let released = drives.try_for_each(|(_, drive)| drive.release_lock());
-        released.map_err(|error| with_causes(&error))
-    }
-
-    /// Takes the locks of the disks back.
-    fn take_locks(&self) {
-        for (id, drive) in &self.controls.drives {
-            // The guest had the disk before, and stopping it now would help nobody.
-            if let Err(error) = drive.take_lock() {
-                tracing::error!("drive \"{id}\": {}", with_causes(&error));
-            }
-        }
-    }
-
     /// A machine that is stopped while it moves must not go on at the target.
     pub(super) fn call_off_move(&self) {
         if let Some(moving) = &self.moving {
