@@ -5,6 +5,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use brume_api::MigrationPhase;
 use brume_tests::api::eventually;
@@ -51,4 +53,54 @@ fn a_machine_that_stays_gets_the_locks_of_its_disks_back() {
     pair.moved(&json!({}), LIMIT);
     assert!(is_locked(&path));
     assert_settled(&mut pair);
+}
+
+/// A pair whose connection broke after the guest had gone on at the target.
+fn interrupted() -> Pair {
+    let pair = Pair::start(&Setup {
+        args: "bare.touch=64 bare.rate=20",
+        link: Link::Tcp,
+        proxied: true,
+        ..Setup::default()
+    });
+    pair.send(&json!({"mode": "PostCopy"}));
+    pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
+    pair.proxy.as_ref().unwrap().cut();
+    for side in [Side::Source, Side::Target] {
+        pair.wait(side, &[MigrationPhase::PostCopyInterrupted], LIMIT);
+    }
+    pair
+}
+
+fn terminate(pair: &Pair, told: &str) {
+    let source = pair.api(Side::Source);
+    source.vm.signal(libc::SIGTERM);
+    eventually("it is told what that does", || source.log().contains(told));
+}
+
+#[test]
+fn a_process_that_the_guest_needs_does_not_end_before_the_guest_has_all_memory() {
+    let mut pair = interrupted();
+    let stop = json!({"state": "Stopped"}).to_string();
+    let refused = pair.api(Side::Source).send("PATCH", "/vm", &stop);
+    assert_eq!(refused.status, 400, "{refused:?}");
+    assert!(
+        refused.body.contains("needs memory from here"),
+        "{refused:?}"
+    );
+    terminate(&pair, "a second signal ends it at once");
+    thread::sleep(Duration::from_secs(3));
+    let phase = pair.progress(Side::Source).phase;
+    assert_eq!(phase, MigrationPhase::PostCopyInterrupted);
+    pair.proxy.as_ref().unwrap().mend();
+    pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
+    assert_settled(&mut pair);
+}
+
+#[test]
+fn a_second_signal_ends_a_process_that_the_guest_needs() {
+    let mut pair = interrupted();
+    terminate(&pair, "a second signal ends it at once");
+    terminate(&pair, "cannot go on there");
+    assert_ne!(pair.end_of(Side::Source), 0);
 }

@@ -51,6 +51,8 @@ pub(crate) enum Event {
     NapDue,
     /// It is time to try again to take the locks of the disks.
     LocksDue,
+    /// It is time to look whether a stop that waits still has to.
+    StopDue,
     /// What the thread wants that moves the machine away.
     Migration(SourceEvent),
     /// What the thread wants that receives a machine.

@@ -10,6 +10,7 @@ mod locks;
 mod memory;
 mod migrate;
 mod pre_copy;
+mod serve;
 mod snapshot;
 mod throttle;
 
@@ -377,6 +378,7 @@ impl Machine {
             Event::Saved(saved) => self.saved(*saved),
             Event::NapDue => self.nap(),
             Event::LocksDue => self.locks_due(),
+            Event::StopDue => self.stop_due(),
             Event::Migration(event) => self.departure(event),
             // It has arrived; there is nothing more to do for it.
             Event::Incoming(_) => {}
@@ -412,7 +414,7 @@ impl Machine {
             Request::Pause(reply) => drop(reply.send(self.pause())),
             Request::Resume(reply) => drop(reply.send(self.resume())),
             Request::State(reply) => drop(reply.send(self.state)),
-            Request::Stop(reason) => self.stop(Ok(Ending::Stopped(reason))),
+            Request::Stop(reason) => self.stop_for(reason),
             Request::Api(call) => self.api_call(call),
         }
     }

@@ -12,6 +12,7 @@ use brume_api::{
 use brume_snapshot::StateWriter;
 use brume_virtio::block::BlockControl;
 
+use super::serve::{WaitingStop, still_needed};
 use super::{Ending, Machine};
 use crate::cpu::VcpuHandle;
 use crate::lifecycle::{VmEvent, VmState};
@@ -30,6 +31,10 @@ pub(super) struct Moving {
     control: Control,
     /// Whether the guest ran when it was stopped for the hand-over.
     ran: bool,
+    /// Whether it is called off because the machine is to end.
+    called_off: bool,
+    /// A stop that waits until the target has all memory.
+    pub(super) stop: Option<WaitingStop>,
 }
 
 impl Machine {
@@ -65,6 +70,9 @@ impl Machine {
         let saves = matches!(request, ApiRequest::CreateSnapshot(_));
         if saves && self.is_followed() {
             return Err(memory_follows());
+        }
+        if *request == ApiRequest::Stop && self.serves() {
+            return Err(still_needed());
         }
         if changes && self.moving.is_some() {
             return Err(Fault::new(
@@ -137,6 +145,8 @@ impl Machine {
         self.moving = Some(Moving {
             control,
             ran: false,
+            called_off: false,
+            stop: None,
         });
         Ok(())
     }
@@ -293,11 +303,17 @@ impl Machine {
         written.map(|(_, control)| control.clone()).collect()
     }
 
-    /// A machine that is stopped while it moves must not go on at the target.
-    pub(super) fn call_off_move(&self) {
-        if let Some(moving) = &self.moving {
+    /// A machine that is stopped while it moves must not go on at the target, unless it does already.
+    pub(super) fn call_off_move(&mut self) {
+        if self.serves() {
+            return;
+        }
+        if let Some(moving) = &mut self.moving
+            && !moving.called_off
+        {
+            moving.called_off = true;
             moving.control.cancel();
-            self.telemetry.migration.wait_over(CALL_OFF);
+            self.telemetry.migration.wait_settled(CALL_OFF);
         }
     }
 }

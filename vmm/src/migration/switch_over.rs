@@ -204,6 +204,7 @@ impl Talk<'_> {
                     return Ok(SourceEnd::Moved);
                 }
                 SourceState::Serving => {
+                    self.context.control.pass();
                     self.arrived(MigrationPhase::PostCopy);
                     self.serve();
                     self.context.passes.end();
