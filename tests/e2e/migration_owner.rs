@@ -104,3 +104,20 @@ fn a_second_signal_ends_a_process_that_the_guest_needs() {
     terminate(&pair, "cannot go on there");
     assert_ne!(pair.end_of(Side::Source), 0);
 }
+
+#[test]
+fn a_machine_is_not_paused_while_its_memory_follows() {
+    let mut pair = interrupted();
+    let pause = json!({"state": "Paused"}).to_string();
+    let refused = pair.api(Side::Target).send("PATCH", "/vm", &pause);
+    assert_eq!(refused.status, 400, "{refused:?}");
+    assert!(
+        refused.body.contains("still where it came from"),
+        "{refused:?}"
+    );
+    pair.proxy.as_ref().unwrap().mend();
+    pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
+    pair.live(Side::Target).pause();
+    pair.live(Side::Target).resume();
+    assert_settled(&mut pair);
+}

@@ -88,7 +88,7 @@ impl From<PauseError> for RequestError {
     fn from(error: PauseError) -> Self {
         match error {
             PauseError::State(error) => Self::State(error),
-            error @ PauseError::Memory => Self::Pause(error),
+            error @ (PauseError::Follows | PauseError::Memory) => Self::Pause(error),
         }
     }
 }

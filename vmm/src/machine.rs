@@ -315,6 +315,9 @@ impl Machine {
     /// finish what is in flight.
     fn pause(&mut self) -> Result<(), PauseError> {
         let next = self.state.next(VmEvent::Pause)?;
+        if self.is_followed() {
+            return Err(PauseError::Follows);
+        }
         let held: Vec<Receiver<()>> = self.vcpus.iter().map(VcpuHandle::hold).collect();
         self.wait_held(held)?;
         self.paused = self.pause_devices()?;

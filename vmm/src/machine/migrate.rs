@@ -13,7 +13,7 @@ use brume_snapshot::StateWriter;
 use brume_virtio::block::BlockControl;
 
 use super::serve::{WaitingStop, still_needed};
-use super::{Ending, Machine};
+use super::{Ending, Machine, PauseError};
 use crate::cpu::VcpuHandle;
 use crate::lifecycle::{VmEvent, VmState};
 use crate::migration::{
@@ -83,7 +83,7 @@ impl Machine {
     }
 
     /// Whether a part of the memory is still where the machine came from.
-    fn is_followed(&self) -> bool {
+    pub(super) fn is_followed(&self) -> bool {
         let following = self.memory.following.get();
         following.is_some_and(|following| !following.is_complete())
     }
@@ -324,10 +324,7 @@ fn may_follow(request: &SendMigration) -> bool {
 }
 
 fn memory_follows() -> Fault {
-    Fault::new(
-        "Some of the machine's memory is still where it came from: ask again when all of it is \
-         here.",
-    )
+    Fault::from_error(&PauseError::Follows)
 }
 
 fn nothing_moves() -> Fault {
