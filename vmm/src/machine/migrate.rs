@@ -265,9 +265,24 @@ impl Machine {
         if ran {
             self.pause().map_err(|error| with_causes(&error))?;
         }
-        self.release_locks()?;
+        let departed = self.depart();
+        if departed.is_err() {
+            // Nobody else takes it back: it has not departed.
+            self.take_locks();
+            if ran {
+                // It was paused by us, so it can go on.
+                let _ = self.resume();
+            }
+        }
+        departed
+    }
+
+    /// Lets the machine, which is paused, be the target's.
+    fn depart(&mut self) -> Result<(), String> {
         let next = self.state.next(VmEvent::Depart);
-        self.enter(next.map_err(|error| error.to_string())?);
+        let next = next.map_err(|error| error.to_string())?;
+        self.release_locks()?;
+        self.enter(next);
         Ok(())
     }
 
