@@ -250,7 +250,7 @@ impl Machine {
             Ok(()) => {
                 let _ = reply.send(HandOver::Held { since });
                 match self.state_to_move() {
-                    Ok(state) => reply.send(HandOver::State(state)),
+                    Ok((state, clocks_read)) => reply.send(HandOver::State { state, clocks_read }),
                     Err(error) => reply.send(HandOver::Failed(with_causes(&error))),
                 }
             }
@@ -286,11 +286,12 @@ impl Machine {
         Ok(())
     }
 
-    fn state_to_move(&self) -> Result<Vec<u8>, CreateError> {
+    /// The state, and when the guest's clocks were read for it.
+    fn state_to_move(&self) -> Result<(Vec<u8>, Instant), CreateError> {
         let mut state = StateWriter::new();
         state.push(0, &MetadataSection::of(&self.description.mmds))?;
-        self.paused_view().write(&mut state)?;
-        Ok(state.finish())
+        let clocks_read = self.paused_view().write(&mut state)?;
+        Ok((state.finish(), clocks_read))
     }
 
     /// The guest stays: it goes on, if it was stopped for the move.

@@ -165,8 +165,8 @@ impl SwitchOver<'_> {
             }
         };
         moments.pages_sent = Some(Instant::now());
-        let state = match answers.recv() {
-            Ok(HandOver::State(state)) => state,
+        let (state, clocks_read) = match answers.recv() {
+            Ok(HandOver::State { state, clocks_read }) => (state, clocks_read),
             Ok(HandOver::Failed(why)) => return Err(SourceError::HandOver(why)),
             _ => return Err(SourceError::Ended),
         };
@@ -176,7 +176,7 @@ impl SwitchOver<'_> {
             memory_follows: follows.is_some(),
         });
         channel.send(&Message::Sent {
-            paused_us: moments.stopped.map_or(0, |since| micros(since.elapsed())),
+            paused_us: micros(clocks_read.elapsed()),
             unix_ns: super::status::unix_nanos(),
         })?;
         moments.state_sent = Some(Instant::now());
