@@ -225,7 +225,10 @@ impl Machine {
         match event {
             SourceEvent::HandOver(reply) => self.hand_over(&reply),
             SourceEvent::Throttle(percent) => self.throttle(percent),
-            SourceEvent::Resume => self.take_back(),
+            SourceEvent::Resume => {
+                self.take_back();
+                self.throttle(0);
+            }
             SourceEvent::Ended(SourceEnd::Moved) => {
                 self.moving = None;
                 self.stop(Ok(Ending::Moved));

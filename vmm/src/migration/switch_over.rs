@@ -27,6 +27,8 @@ use crate::event::{Event as OwnerEvent, EventSender};
 
 /// How long nothing may move while the guest stands still.
 const STILL_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to tell the target that the machine does not come.
+const LAST_WORD_LIMIT: Duration = Duration::from_millis(200);
 /// How often it is looked whether a client has called it off.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long to wait between two tries to find the target again.
@@ -86,7 +88,9 @@ impl SwitchOver<'_> {
         let follows = match self.send_rest((number, faults), &mut moments, &mut machine) {
             Ok(follows) => follows,
             Err(error) => {
-                // `Sent` was not written whole, so the target will not run what it has.
+                // `Sent` was not written whole, so the target will not run what it has, and the guest
+                // need not wait until it is told so and all connections are closed.
+                self.give_back();
                 self.cancel(&error.to_string());
                 return Err(error);
             }
@@ -129,8 +133,17 @@ impl SwitchOver<'_> {
         Ok(())
     }
 
+    /// Has the guest go on here.
+    fn give_back(&self) {
+        self.passes.end();
+        let resume = OwnerEvent::Migration(SourceEvent::Resume);
+        self.sender.send(resume);
+    }
+
+    /// Tells the target that the machine does not come, if it can be told.
     fn cancel(&mut self, why: &str) {
         let channel = &mut self.lanes.first.channel;
+        let _ = channel.set_limit(LAST_WORD_LIMIT);
         let why = why.to_owned();
         let _ = channel.send(&Message::Cancel { why });
     }
@@ -308,9 +321,7 @@ impl Talk<'_> {
                 let _ = self.channel().send(&Message::Cancel { why });
             }
             SourceAction::ResumeGuest => {
-                self.context.passes.end();
-                let resume = OwnerEvent::Migration(SourceEvent::Resume);
-                self.context.sender.send(resume);
+                self.context.give_back();
             }
             SourceAction::StopGuest => {
                 let stop = SourceEvent::Ended(SourceEnd::Moved);
