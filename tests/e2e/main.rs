@@ -31,6 +31,7 @@ mod migration_faults;
 mod migration_linux;
 mod migration_memfd;
 mod migration_net;
+mod migration_owner;
 mod migration_post_copy;
 mod migration_post_copy_faults;
 mod migration_refusals;

@@ -5,6 +5,8 @@
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use brume_devices::{EventSink, GuestEvent, Serial};
 use thiserror::Error;
@@ -47,6 +49,10 @@ pub(crate) enum Event {
     Saved(Box<PreCopied>),
     /// It is time to slow the vCPUs again.
     NapDue,
+    /// It is time to try again to take the locks of the disks.
+    LocksDue,
+    /// It is time to look whether a stop that waits still has to.
+    StopDue,
     /// What the thread wants that moves the machine away.
     Migration(SourceEvent),
     /// What the thread wants that receives a machine.
@@ -82,7 +88,7 @@ impl From<PauseError> for RequestError {
     fn from(error: PauseError) -> Self {
         match error {
             PauseError::State(error) => Self::State(error),
-            error @ PauseError::Memory => Self::Pause(error),
+            error @ (PauseError::Follows | PauseError::Memory) => Self::Pause(error),
         }
     }
 }
@@ -120,6 +126,22 @@ impl EventSender {
         // A counter at its end means that a wake-up is pending already.
         let _ = self.wake.write(1);
         sent
+    }
+
+    /// Queues `event` after `time`, from a thread of its own.
+    pub(crate) fn send_after(&self, time: Duration, event: Event) {
+        let sender = self.clone();
+        let wait = move || {
+            thread::sleep(time);
+            sender.send(event);
+        };
+        let started = thread::Builder::new()
+            .name("later".into())
+            .stack_size(64 * 1024)
+            .spawn(wait);
+        if let Err(error) = started {
+            tracing::error!("what has to be done later is not: {error}");
+        }
     }
 
     /// What devices report to.

@@ -6,9 +6,11 @@
 //! takes one transport's lock at a time, and only when all vCPUs are held or gone.
 
 mod handler;
+mod locks;
 mod memory;
 mod migrate;
 mod pre_copy;
+mod serve;
 mod snapshot;
 mod throttle;
 
@@ -131,6 +133,7 @@ pub struct Machine {
     /// Whether it moves to another process.
     moving: Option<migrate::Moving>,
     throttle: throttle::Throttle,
+    locks: locks::Locks,
 }
 
 impl Machine {
@@ -163,6 +166,7 @@ impl Machine {
             saving: false,
             moving: None,
             throttle: throttle::Throttle::default(),
+            locks: locks::Locks::default(),
         }
     }
 
@@ -311,6 +315,9 @@ impl Machine {
     /// finish what is in flight.
     fn pause(&mut self) -> Result<(), PauseError> {
         let next = self.state.next(VmEvent::Pause)?;
+        if self.is_followed() {
+            return Err(PauseError::Follows);
+        }
         let held: Vec<Receiver<()>> = self.vcpus.iter().map(VcpuHandle::hold).collect();
         self.wait_held(held)?;
         self.paused = self.pause_devices()?;
@@ -373,6 +380,8 @@ impl Machine {
             Event::Copied(pass) => self.copied(*pass),
             Event::Saved(saved) => self.saved(*saved),
             Event::NapDue => self.nap(),
+            Event::LocksDue => self.locks_due(),
+            Event::StopDue => self.stop_due(),
             Event::Migration(event) => self.departure(event),
             // It has arrived; there is nothing more to do for it.
             Event::Incoming(_) => {}
@@ -408,7 +417,7 @@ impl Machine {
             Request::Pause(reply) => drop(reply.send(self.pause())),
             Request::Resume(reply) => drop(reply.send(self.resume())),
             Request::State(reply) => drop(reply.send(self.state)),
-            Request::Stop(reason) => self.stop(Ok(Ending::Stopped(reason))),
+            Request::Stop(reason) => self.stop_for(reason),
             Request::Api(call) => self.api_call(call),
         }
     }

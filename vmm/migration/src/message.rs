@@ -116,7 +116,8 @@ pub enum Message {
     DisksTaken,
     /// Source, with the guest paused: its state was sent, and all memory that it is to have at once.
     Sent {
-        /// How long the guest has stood still so far, in microseconds.
+        /// How long the guest's clocks have stood still so far, in microseconds: since they were
+        /// read for the state. They run on while the guest is paused.
         paused_us: u64,
         /// The source's time of day, in nanoseconds since 1970.
         unix_ns: u64,

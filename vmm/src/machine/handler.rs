@@ -33,6 +33,11 @@ pub enum PauseError {
     /// It does not run.
     #[error(transparent)]
     State(#[from] IllegalTransition),
+    /// Its devices may have to wait for memory that is not here, and what brings it may be held up.
+    #[error(
+        "Some of the machine's memory is still where it came from: ask again when all of it is here."
+    )]
+    Follows,
     /// Its memory does not come.
     #[error(
         "a vCPU or a device waits for a page of the guest's memory, which the program that serves \

@@ -13,7 +13,8 @@ use brume_api::{
 use brume_snapshot::StateWriter;
 use brume_virtio::block::BlockControl;
 
-use super::{Ending, Machine};
+use super::serve::{WaitingStop, still_needed};
+use super::{Ending, Machine, PauseError};
 use crate::cpu::{Place, VcpuHandle};
 use crate::lifecycle::{VmEvent, VmState};
 use crate::migration::{
@@ -31,6 +32,10 @@ pub(super) struct Moving {
     control: Control,
     /// Whether the guest ran when it was stopped for the hand-over.
     ran: bool,
+    /// Whether it is called off because the machine is to end.
+    called_off: bool,
+    /// A stop that waits until the target has all memory.
+    pub(super) stop: Option<WaitingStop>,
 }
 
 impl Machine {
@@ -67,6 +72,9 @@ impl Machine {
         if saves && self.is_followed() {
             return Err(memory_follows());
         }
+        if *request == ApiRequest::Stop && self.serves() {
+            return Err(still_needed());
+        }
         if changes && self.moving.is_some() {
             return Err(Fault::new(
                 "The machine is being moved: call that off with DELETE /migration first.",
@@ -76,7 +84,7 @@ impl Machine {
     }
 
     /// Whether a part of the memory is still where the machine came from.
-    fn is_followed(&self) -> bool {
+    pub(super) fn is_followed(&self) -> bool {
         let following = self.memory.following.get();
         following.is_some_and(|following| !following.is_complete())
     }
@@ -138,6 +146,8 @@ impl Machine {
         self.moving = Some(Moving {
             control,
             ran: false,
+            called_off: false,
+            stop: None,
         });
         Ok(())
     }
@@ -219,7 +229,10 @@ impl Machine {
         match event {
             SourceEvent::HandOver { reply, follows } => self.hand_over(&reply, follows),
             SourceEvent::Throttle(percent) => self.throttle(percent),
-            SourceEvent::Resume => self.take_back(),
+            SourceEvent::Resume => {
+                self.take_back();
+                self.throttle(0);
+            }
             SourceEvent::Ended(SourceEnd::Moved) => {
                 self.moving = None;
                 self.stop(Ok(Ending::Moved));
@@ -247,7 +260,7 @@ impl Machine {
                     let _ = reply.send(HandOver::Places(self.places()));
                 }
                 match self.state_to_move() {
-                    Ok(state) => reply.send(HandOver::State(state)),
+                    Ok((state, clocks_read)) => reply.send(HandOver::State { state, clocks_read }),
                     Err(error) => reply.send(HandOver::Failed(with_causes(&error))),
                 }
             }
@@ -262,9 +275,24 @@ impl Machine {
         if ran {
             self.pause().map_err(|error| with_causes(&error))?;
         }
-        self.release_locks()?;
+        let departed = self.depart();
+        if departed.is_err() {
+            // Nobody else takes it back: it has not departed.
+            self.take_locks();
+            if ran {
+                // It was paused by us, so it can go on.
+                let _ = self.resume();
+            }
+        }
+        departed
+    }
+
+    /// Lets the machine, which is paused, be the target's.
+    fn depart(&mut self) -> Result<(), String> {
         let next = self.state.next(VmEvent::Depart);
-        self.enter(next.map_err(|error| error.to_string())?);
+        let next = next.map_err(|error| error.to_string())?;
+        self.release_locks()?;
+        self.enter(next);
         Ok(())
     }
 
@@ -275,11 +303,12 @@ impl Machine {
         told.flatten().collect()
     }
 
-    fn state_to_move(&self) -> Result<Vec<u8>, CreateError> {
+    /// The state, and when the guest's clocks were read for it.
+    fn state_to_move(&self) -> Result<(Vec<u8>, Instant), CreateError> {
         let mut state = StateWriter::new();
         state.push(0, &MetadataSection::of(&self.description.mmds))?;
-        self.paused_view().write(&mut state)?;
-        Ok(state.finish())
+        let clocks_read = self.paused_view().write(&mut state)?;
+        Ok((state.finish(), clocks_read))
     }
 
     /// The guest stays: it goes on, if it was stopped for the move.
@@ -307,28 +336,17 @@ impl Machine {
         written.map(|(_, control)| control.clone()).collect()
     }
 
-    /// Lets the target take the locks of the disks.
-    fn release_locks(&self) -> Result<(), String> {
-        let mut drives = self.controls.drives.iter();
-        let released = drives.try_for_each(|(_, drive)| drive.release_lock());
-        released.map_err(|error| with_causes(&error))
-    }
-
-    /// Takes the locks of the disks back.
-    fn take_locks(&self) {
-        for (id, drive) in &self.controls.drives {
-            // The guest had the disk before, and stopping it now would help nobody.
-            if let Err(error) = drive.take_lock() {
-                tracing::error!("drive \"{id}\": {}", with_causes(&error));
-            }
+    /// A machine that is stopped while it moves must not go on at the target, unless it does already.
+    pub(super) fn call_off_move(&mut self) {
+        if self.serves() {
+            return;
         }
-    }
-
-    /// A machine that is stopped while it moves must not go on at the target.
-    pub(super) fn call_off_move(&self) {
-        if let Some(moving) = &self.moving {
+        if let Some(moving) = &mut self.moving
+            && !moving.called_off
+        {
+            moving.called_off = true;
             moving.control.cancel();
-            self.telemetry.migration.wait_over(CALL_OFF);
+            self.telemetry.migration.wait_settled(CALL_OFF);
         }
     }
 }
@@ -353,10 +371,7 @@ fn may_follow(request: &SendMigration) -> bool {
 }
 
 fn memory_follows() -> Fault {
-    Fault::new(
-        "Some of the machine's memory is still where it came from: ask again when all of it is \
-         here.",
-    )
+    Fault::from_error(&PauseError::Follows)
 }
 
 fn nothing_moves() -> Fault {

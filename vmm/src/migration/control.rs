@@ -58,6 +58,8 @@ enum Connections {
     Open(Vec<Closer>),
     /// Nothing: how they end means something now.
     Guarded,
+    /// Nothing: the guest runs at the target, and it is too late to call it off.
+    Past,
 }
 
 impl Control {
@@ -134,12 +136,15 @@ impl Control {
         self.0.changed.notify_all();
     }
 
-    /// Calls it off, as soon as that can be.
+    /// Calls it off, as soon as that can be, and unless it is too late.
     pub(crate) fn cancel(&self) {
-        self.0.cancelled.store(true, Ordering::Release);
-        if let Connections::Open(closers) = &self.lock().connections {
-            closers.iter().for_each(Closer::close);
+        let state = self.lock();
+        match &state.connections {
+            Connections::Open(closers) => closers.iter().for_each(Closer::close),
+            Connections::Guarded => {}
+            Connections::Past => return,
         }
+        self.0.cancelled.store(true, Ordering::Release);
         self.0.changed.notify_all();
     }
 
@@ -183,6 +188,13 @@ impl Control {
     /// From now on a connection's end means something, so that it must not come of a cancel.
     pub(super) fn guard_connections(&self) {
         self.lock().connections = Connections::Guarded;
+    }
+
+    /// From now on it cannot be called off, and is not if it was: the guest runs at the target.
+    pub(super) fn pass(&self) {
+        let mut state = self.lock();
+        state.connections = Connections::Past;
+        self.0.cancelled.store(false, Ordering::Release);
     }
 
     /// Connections may be closed again, and nobody has the memory of the next machine.

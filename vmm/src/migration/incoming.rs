@@ -50,7 +50,7 @@ pub(crate) enum IncomingEvent {
     Ended,
 }
 
-/// Since when the guest has stood still, as both sides know it.
+/// Since when the guest's clocks have stood still, as both sides know it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stopped {
     /// How long, when its state was sent.
@@ -65,7 +65,7 @@ pub(crate) struct Stopped {
 const CLOCKS_AGREE: Duration = Duration::from_secs(1);
 
 impl Stopped {
-    /// How long it has stood still by now.
+    /// How long they have stood still by now.
     pub(super) fn time(&self) -> Duration {
         let here = self.arrived.elapsed();
         let now = SystemTime::now().duration_since(UNIX_EPOCH);

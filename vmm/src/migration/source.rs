@@ -64,7 +64,11 @@ pub(crate) enum HandOver {
     /// Where the vCPUs are, as far as is known; only if memory follows.
     Places(Vec<Place>),
     /// The state of the machine.
-    State(Vec<u8>),
+    State {
+        state: Vec<u8>,
+        /// When the guest's clocks were read: until then they have run.
+        clocks_read: Instant,
+    },
     /// It does not stop, or has no state.
     Failed(String),
 }

@@ -196,19 +196,31 @@ impl Progress {
         self.enter(MigrationPhase::Listening);
     }
 
-    /// Waits until it is over.
-    pub(crate) fn wait_over(&self, limit: Duration) {
+    /// Waits until it is over, or the guest runs at the target.
+    pub(crate) fn wait_settled(&self, limit: Duration) {
         let state = self.lock();
-        let waited = self
-            .0
-            .changed
-            .wait_timeout_while(state, limit, |state| !state.status.phase.is_over());
-        drop(waited);
+        let open = |state: &mut State| {
+            let phase = state.status.phase;
+            !phase.is_over() && !runs_at_target(phase)
+        };
+        drop(self.0.changed.wait_timeout_while(state, limit, open));
+    }
+
+    /// Whether the guest runs at the target, and memory follows it.
+    pub(crate) fn follows(&self) -> bool {
+        runs_at_target(self.lock().status.phase)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn runs_at_target(phase: MigrationPhase) -> bool {
+    matches!(
+        phase,
+        MigrationPhase::PostCopy | MigrationPhase::PostCopyInterrupted
+    )
 }
 
 /// In whole microseconds.

@@ -92,7 +92,9 @@ impl SwitchOver<'_> {
         let follows = match self.send_rest((number, faults), &mut moments, &mut machine) {
             Ok(follows) => follows,
             Err(error) => {
-                // `Sent` was not written whole, so the target will not run what it has.
+                // `Sent` was not written whole, so the target will not run what it has, and the guest
+                // need not wait until it is told so and all connections are closed.
+                self.give_back();
                 return Err(call_off(&mut self.lanes.first.channel, error, WORD_LIMIT));
             }
         };
@@ -138,6 +140,13 @@ impl SwitchOver<'_> {
         Ok(())
     }
 
+    /// Has the guest go on here.
+    fn give_back(&self) {
+        self.passes.end();
+        let resume = OwnerEvent::Migration(SourceEvent::Resume);
+        self.sender.send(resume);
+    }
+
     /// Stops the machine and sends what is left of its memory, and its state; what follows it, if
     /// there is a connection for that.
     fn send_rest(
@@ -174,8 +183,8 @@ impl SwitchOver<'_> {
             }
         };
         moments.pages_sent = Some(Instant::now());
-        let state = match answers.recv() {
-            Ok(HandOver::State(state)) => state,
+        let (state, clocks_read) = match answers.recv() {
+            Ok(HandOver::State { state, clocks_read }) => (state, clocks_read),
             Ok(HandOver::Failed(why)) => return Err(SourceError::HandOver(why)),
             _ => return Err(SourceError::Ended),
         };
@@ -185,7 +194,7 @@ impl SwitchOver<'_> {
             memory_follows: follows.is_some(),
         });
         channel.send(&Message::Sent {
-            paused_us: moments.stopped.map_or(0, |since| micros(since.elapsed())),
+            paused_us: micros(clocks_read.elapsed()),
             unix_ns: super::status::unix_nanos(),
         })?;
         moments.state_sent = Some(Instant::now());
@@ -213,6 +222,7 @@ impl Talk<'_> {
                     return Ok(SourceEnd::Moved);
                 }
                 SourceState::Serving => {
+                    self.context.control.pass();
                     self.arrived(MigrationPhase::PostCopy);
                     self.serve();
                     self.context.passes.end();
@@ -316,9 +326,7 @@ impl Talk<'_> {
                 let _ = self.channel().send(&Message::Cancel { why });
             }
             SourceAction::ResumeGuest => {
-                self.context.passes.end();
-                let resume = OwnerEvent::Migration(SourceEvent::Resume);
-                self.context.sender.send(resume);
+                self.context.give_back();
             }
             SourceAction::StopGuest => {
                 let stop = SourceEvent::Ended(SourceEnd::Moved);

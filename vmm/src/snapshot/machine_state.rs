@@ -3,7 +3,7 @@
 //! way to another process have in common.
 
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brume_api::config::VmConfig;
 use brume_snapshot::{StateError, StateFile, StateWriter};
@@ -30,15 +30,18 @@ pub(crate) struct Paused<'a> {
 }
 
 impl Paused<'_> {
-    /// Adds its state to a file.
+    /// Adds its state to a file; when its clocks were read, which run while it is paused.
     ///
     /// # Errors
     ///
     /// KVM does not show it.
-    pub(crate) fn write(&self, state: &mut StateWriter) -> Result<(), CreateError> {
+    pub(crate) fn write(&self, state: &mut StateWriter) -> Result<Instant, CreateError> {
         // All at once, so that none waits for another.
         let vcpus: Vec<_> = self.vcpus.iter().map(VcpuHandle::save).collect();
-        state.push(0, &VmKvmState::save(self.vm)?)?;
+        let vm = VmKvmState::save(self.vm)?;
+        // Its clock is what was read last of it.
+        let clocks_read = Instant::now();
+        state.push(0, &vm)?;
         for (id, vcpu) in (0..).zip(vcpus) {
             let saved = vcpu.recv().map_err(|_| CreateError::VcpuEnded)?;
             state.push(id, &saved?)?;
@@ -55,7 +58,7 @@ impl Paused<'_> {
             };
             state.push(id, &section)?;
         }
-        Ok(())
+        Ok(clocks_read)
     }
 }
 
