@@ -414,6 +414,7 @@ mod tests {
 
     #[test]
     fn tables_that_cannot_be_are_refused() {
+        let most_zeros = u32::try_from(MOST_ZEROS).unwrap();
         let entry = |first: u64, pages: u32, flags: u32| {
             let first = first.to_le_bytes();
             [&first[..], &pages.to_le_bytes(), &flags.to_le_bytes()].concat()
@@ -426,18 +427,14 @@ mod tests {
             entry(0, 129, 0),
             entry(0, 1, 0),
             entry(0, u32::MAX, 1),
-            entry(0, u32::try_from(MOST_ZEROS).unwrap(), 1).repeat(512),
-            [
-                entry(0, u32::try_from(MOST_ZEROS).unwrap(), 1),
-                entry(0, 1, 1),
-            ]
-            .concat(),
+            entry(0, most_zeros, 1).repeat(512),
+            [entry(0, most_zeros, 1), entry(0, 1, 1)].concat(),
         ] {
             assert!(PagesIn::new(&table, &[]).is_err(), "{table:?}");
         }
         assert!(PagesIn::new(&entry(0, 1, 0), &[0; 2 * PAGE]).is_err());
         PagesIn::new(&entry(MOST_PAGE - 1, 1, 1), &[]).unwrap();
-        PagesIn::new(&entry(0, u32::try_from(MOST_ZEROS).unwrap(), 1), &[]).unwrap();
+        PagesIn::new(&entry(0, most_zeros, 1), &[]).unwrap();
         assert!(PagesIn::table_length(513).is_err());
     }
 }
