@@ -238,10 +238,9 @@ fn connections_that_have_nothing_to_carry_while_a_disk_moves_are_kept() {
         moving.pages == 0 && moving.disk_bytes > 5 * MIB,
         "{moving:#?}"
     );
+    machine.source.ask(b'g', "live-blk");
     let quick = json!({"bandwidth_limit": 0});
     machine.source.api.done("PATCH", "/migration", &quick);
-    machine.source.ask(b'g', "live-blk");
-    work_past(&mut machine.source, 100);
     assert_arrived(&mut machine);
 }
 

@@ -139,12 +139,14 @@ impl Control {
     /// Calls it off, as soon as that can be, and unless it is too late.
     pub(crate) fn cancel(&self) {
         let state = self.lock();
-        match &state.connections {
-            Connections::Open(closers) => closers.iter().for_each(Closer::close),
-            Connections::Guarded => {}
-            Connections::Past => return,
+        if matches!(state.connections, Connections::Past) {
+            return;
         }
+        // First, so that whoever finds a connection closed finds why.
         self.0.cancelled.store(true, Ordering::Release);
+        if let Connections::Open(closers) = &state.connections {
+            closers.iter().for_each(Closer::close);
+        }
         self.0.changed.notify_all();
     }
 
