@@ -210,15 +210,15 @@ fn disks_move_beside_memory_that_goes_over_several_connections() {
         for _ in 0..8 {
             machine.source.write_round();
         }
-        let body = json!({
-            "connections": connections, "bandwidth_limit": 40 * MIB,
-            "timeout_s": 2, "on_timeout": "Force",
-        });
+        // Slowly, so that it is here until it has written.
+        let body = json!({"connections": connections, "bandwidth_limit": 4 * MIB});
         machine.send(&body);
         eventually("the disk moves", || status(&machine.target).disk_bytes > 0);
         // What the guest writes while its disk moves.
         machine.source.write_round();
         work_past(&mut machine.source, 100);
+        let now = json!({"bandwidth_limit": 0, "timeout_s": 1, "on_timeout": "Force"});
+        machine.source.api.done("PATCH", "/migration", &now);
         assert_arrived(&mut machine);
     }
 }
