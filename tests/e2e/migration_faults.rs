@@ -181,7 +181,6 @@ fn a_flipped_bit_is_found_and_leaves_the_machine_where_it_was() {
 fn a_connection_that_breaks_before_the_target_is_ready_brings_the_guest_back() {
     for (way, place, message) in [
         (Way::There, Place::Before, "Sent"),
-        (Way::There, Place::Behind, "Sent"),
         (Way::Back, Place::Before, "Ready"),
     ] {
         let mut pair = trapped(Link::Tcp, (way, place, message), Harm::Cut);
@@ -194,6 +193,8 @@ fn a_connection_that_breaks_before_the_target_is_ready_brings_the_guest_back() {
 #[test]
 fn both_sides_find_each_other_after_the_commit_was_lost() {
     for (way, place, message) in [
+        // The answer may be quicker than the cut.
+        (Way::There, Place::Behind, "Sent"),
         (Way::Back, Place::Behind, "Ready"),
         (Way::There, Place::Before, "Commit"),
         (Way::There, Place::Behind, "Commit"),
@@ -206,7 +207,7 @@ fn both_sides_find_each_other_after_the_commit_was_lost() {
         sprung(&pair);
         if status.phase == MigrationPhase::Failed {
             // It had not sent its commit yet.
-            assert_eq!(message, "Ready");
+            assert!(message == "Sent" || message == "Ready", "{message}");
             assert_stays_and_can_move(&mut pair);
         } else {
             pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
