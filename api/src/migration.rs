@@ -179,7 +179,8 @@ fn default_resume_vm() -> bool {
 pub enum MigrationDecision {
     /// It runs here. To be said to one side only, and after the other side was ended.
     Run,
-    /// It does not run here any more.
+    /// It does not run here any more. Also for a source whose target was lost while memory followed
+    /// the guest.
     Abandon,
 }
 
