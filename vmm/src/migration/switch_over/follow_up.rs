@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the source does for a guest that has gone before its memory: it sends the rest, and finds the
+//! target again if that was lost.
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use brume_api::{MigrationDecision, MigrationPhase, with_causes};
+use brume_migration::{
+    Channel, ChannelError, Decision, Message, SourceEvent as Event, SourceState, Standing,
+};
+
+use super::super::error::SourceError;
+use super::super::lanes::Lane;
+use super::super::route::Route;
+use super::super::serving::{Faults, Lacks, Left, hear_missing, stream};
+use super::super::target::ends_mean_something;
+use super::{RETRY, STILL_LIMIT, Talk};
+
+/// How long it is listened to how a connection ends.
+const LAST_WORD: Duration = Duration::from_millis(200);
+
+impl Talk<'_> {
+    /// Sends what is left of the memory, as often as that takes.
+    pub(super) fn serve(&mut self) {
+        // A connection that is not the first has none beside it for what the guest waits for.
+        let mut broken = self.channel.take().map(|_| {
+            let reset = ErrorKind::ConnectionReset;
+            SourceError::Channel(ChannelError::Lost(reset.into()))
+        });
+        while let Some(follows) = &mut self.follows {
+            let lane = &mut self.context.lanes.first;
+            let sent = match broken.take() {
+                Some(error) => Err(error),
+                None => stream(lane, &follows.left, self.context.progress),
+            };
+            let Err(error) = sent else {
+                // So that the target need not wait for a source that comes back.
+                let _ = lane.channel.send(&Message::KeepAlive);
+                return self.served();
+            };
+            follows.server = None;
+            let ended = has_ended(&mut lane.channel);
+            let event = if ended {
+                Event::LinkClosed
+            } else {
+                Event::LinkLost
+            };
+            self.machine.step(event);
+            if ended {
+                return self.lost("the target has ended, and the guest with it");
+            }
+            let why = with_causes(&error);
+            tracing::warn!("the rest of the memory is held up: {why}");
+            self.context
+                .progress
+                .update(|status| status.error = Some(why));
+            // What was said of an interruption before this one.
+            let _ = self.context.control.resume(Duration::ZERO);
+            self.context
+                .progress
+                .enter(MigrationPhase::PostCopyInterrupted);
+            match self.find_target() {
+                Found::Lacking(address) => {
+                    self.machine.step(Event::Returned);
+                    self.context.progress.update(|status| {
+                        status.error = None;
+                        status.peer = Some(address);
+                    });
+                    self.context.progress.enter(MigrationPhase::PostCopy);
+                }
+                Found::Complete => return self.served(),
+                Found::GivenUp => return self.lost("it was given up"),
+            }
+        }
+    }
+
+    /// Looks for a target that was lost, until it is found or given up.
+    fn find_target(&mut self) -> Found {
+        let control = self.context.control;
+        let mut route = self.context.route.clone();
+        loop {
+            if let Some(decision) = control.decision(Duration::ZERO) {
+                self.step(Event::Decision(match decision {
+                    MigrationDecision::Run => Decision::Run,
+                    MigrationDecision::Abandon => Decision::Abandon,
+                }));
+                if self.machine.state() == SourceState::Gone {
+                    return Found::GivenUp;
+                }
+            }
+            // Empty for where it was.
+            let place = control.resume(RETRY).unwrap_or_default();
+            if let Ok(address) = place.parse() {
+                route.address = address;
+            }
+            let Some(follows) = &mut self.follows else {
+                return Found::Complete;
+            };
+            let (left, lane) = (&follows.left, &mut self.context.lanes.first);
+            match find_again(&route, lane, left) {
+                Ok(Lacks::Nothing) => return Found::Complete,
+                Ok(Lacks::Pages) => {}
+                Err(error) => {
+                    tracing::debug!("the target is not found again: {error}");
+                    continue;
+                }
+            }
+            let (memory, progress) = (self.context.passes.memory(), self.context.progress);
+            let server = Faults::connect(&route)
+                .and_then(|channel| Faults::serve(channel, memory, left, control, progress));
+            if let Ok(server) = server {
+                follows.server = Some(server);
+                return Found::Lacking(route.address.to_string());
+            }
+        }
+    }
+
+    /// The guest is no more, as far as can be known here.
+    fn lost(&self, why: &str) {
+        tracing::error!("the rest of the machine's memory cannot be sent: {why}");
+        let progress = self.context.progress;
+        progress.fail(MigrationPhase::Failed, why.to_owned());
+    }
+
+    fn served(&mut self) {
+        self.machine.step(Event::Complete);
+        self.context.progress.update(|status| {
+            status.remaining_pages = 0;
+            status.error = None;
+        });
+        self.context.progress.enter(MigrationPhase::Completed);
+    }
+}
+
+/// How a target that was lost was found.
+enum Found {
+    /// It lacks pages, and is at that address.
+    Lacking(String),
+    /// It has everything.
+    Complete,
+    /// Nobody looks for it any more.
+    GivenUp,
+}
+
+/// Whether the target's process has ended. A connection that is not written to any more still tells
+/// how it ended.
+fn has_ended(channel: &mut Channel) -> bool {
+    if !ends_mean_something(channel) || channel.set_limit(LAST_WORD).is_err() {
+        return false;
+    }
+    let end = Instant::now() + LAST_WORD;
+    while Instant::now() < end {
+        match channel.receive() {
+            Ok(_) => {}
+            Err(error) => return matches!(error, ChannelError::Closed),
+        }
+    }
+    false
+}
+
+/// Comes back to a target that has taken over, and hears what it lacks.
+fn find_again(route: &Route, lane: &mut Lane, left: &Left) -> Result<Lacks, SourceError> {
+    let mut channel = route.come_back(STILL_LIMIT)?;
+    match channel.receive_message()? {
+        Message::Standing(Standing::HasTakenOver) => {}
+        _ => return Err(super::super::source::out_of_turn()),
+    }
+    let lacks = hear_missing(&mut channel, left, lane.memory())?;
+    lane.channel = channel;
+    Ok(lacks)
+}
