@@ -61,9 +61,12 @@ pub struct PageBatch {
 }
 
 impl PageBatch {
-    /// A batch with nothing in it.
+    /// A batch with nothing in it. All of its room is there: to get it takes longer than to fill it,
+    /// and a guest may stand still when it is used first.
     pub fn new() -> Self {
-        Self::default()
+        let mut batch = Self::default();
+        batch.room.resize(MOST_PAGES * PAGE, 0);
+        batch
     }
 
     /// Takes everything out of it.

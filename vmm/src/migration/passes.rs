@@ -139,8 +139,15 @@ impl Passes {
         places: &[Place],
         lanes: &mut Lanes,
     ) -> Result<PageSet, SourceError> {
-        let written = self.tracker().scan()?;
-        let mut left = self.left()?;
+        let (written, mut left) = {
+            let mut tracker = self.tracker();
+            let written = tracker.scan()?;
+            let mut left = written.clone();
+            if let Some(journal) = tracker.journaled(Reader::Transfer) {
+                left.insert_all(journal);
+            }
+            (written, left)
+        };
         let mut first = PageSet::empty(self.memory.size);
         let near = self.near(places);
         let mut room = FIRST_PAGES.min(BATCH_PAGES);
