@@ -42,9 +42,10 @@ the other side; 1 if the move was called off or went wrong, in which case the gu
 
 If the connection breaks after the guest has moved but before its memory has, the source looks for
 the target by itself, and --resume names another address; `--decide abandon` ends a source whose
-target is lost for good, and the guest with it. If the connection breaks at the hand-over itself, both sides wait for each other; if one of them is lost for good,
-say `--decide run` to the other, and only then. Where memory was handed over without a copy that is
-refused while the process of the other side is alive.";
+target is lost for good, and the guest with it. If the connection breaks at the hand-over itself,
+both sides wait for each other; if one of them is lost for good, say `--decide run` to the other,
+and only then. Where memory was handed over without a copy that is refused while the process of the
+other side is alive.";
 
 /// Arguments of `brume ctl migrate`.
 #[derive(Args)]
