@@ -129,17 +129,26 @@ impl EventSender {
     }
 
     /// Queues `event` after `time`, from a thread of its own.
-    pub(crate) fn send_after(&self, time: Duration, event: Event) {
+    ///
+    /// # Errors
+    ///
+    /// The host gives no thread.
+    pub(crate) fn send_after(&self, time: Duration, event: Event) -> io::Result<()> {
         let sender = self.clone();
         let wait = move || {
             thread::sleep(time);
             sender.send(event);
         };
-        let started = thread::Builder::new()
+        thread::Builder::new()
             .name("later".into())
             .stack_size(64 * 1024)
-            .spawn(wait);
-        if let Err(error) = started {
+            .spawn(wait)
+            .map(drop)
+    }
+
+    /// The same where nobody could do anything about an error but tell it.
+    pub(crate) fn remind_after(&self, time: Duration, event: Event) {
+        if let Err(error) = self.send_after(time, event) {
             tracing::error!("what has to be done later is not: {error}");
         }
     }

@@ -33,7 +33,7 @@ use vm_memory::{
 };
 
 use self::pagemap::Wanted;
-use crate::page_set::{self, PAGE_SIZE, PageSet};
+use crate::page_set::{self, PAGE, PAGE_SIZE, PageSet};
 
 pub(crate) use filling::Filling;
 pub(crate) use following::Following;
@@ -243,15 +243,14 @@ impl MachineMemory {
     ///
     /// The memory has no such page.
     pub(crate) fn is_zero(&self, page: u64) -> io::Result<bool> {
-        const BYTES: usize = 4096;
         let slice = self.slice(page..page + 1)?;
         // Most pages with something in them have it at their beginning.
         if slice.read_obj::<u64>(0).is_ok_and(|word| word != 0) {
             return Ok(false);
         }
-        let mut copy = [0; BYTES];
+        let mut copy = [0; PAGE];
         slice.copy_to(&mut copy);
-        Ok(copy == [0; BYTES])
+        Ok(copy == [0; PAGE])
     }
 }
 

@@ -10,7 +10,9 @@ use brume_virtio::GuestMemory;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 /// The size of a page, in bytes.
-pub(crate) const PAGE_SIZE: u64 = 4096;
+pub(crate) const PAGE_SIZE: u64 = PAGE as u64;
+/// The same for what is in the host's memory.
+pub(crate) const PAGE: usize = 4096;
 /// How many pages a word is for.
 const WORD_PAGES: u64 = 64;
 

@@ -54,7 +54,7 @@ impl Machine {
                 self.locks.missing = true;
                 if !self.locks.due {
                     self.locks.due = true;
-                    self.sender.send_after(RETRY, Event::LocksDue);
+                    self.sender.remind_after(RETRY, Event::LocksDue);
                 }
             }
         }

@@ -2,7 +2,6 @@
 //! What a client can learn of the guest's memory: which pages were written and how fast, which the
 //! host holds, and where they are.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use brume_api::config::HugePages;
@@ -156,15 +155,7 @@ impl Machine {
         if let Err(error) = self.tracker().start(Reader::Rate) {
             return call.answer(|_| Err(log_fault(&error)));
         }
-        let sender = self.sender.clone();
-        let timer = thread::Builder::new()
-            .name("rate".into())
-            .stack_size(64 * 1024)
-            .spawn(move || {
-                thread::sleep(window);
-                sender.send(Event::RateDue);
-            });
-        if let Err(error) = timer {
+        if let Err(error) = self.sender.send_after(window, Event::RateDue) {
             // It was just begun.
             let _ = self.tracker().stop(Reader::Rate);
             return call.answer(|_| Err(Fault::from_error(&error)));

@@ -79,7 +79,7 @@ impl Machine {
                 return false;
             }
             Some(_) => {}
-            None => self.sender.send_after(LOOK, Event::StopDue),
+            None => self.sender.remind_after(LOOK, Event::StopDue),
         }
         tracing::warn!(
             "the guest runs at the target and still needs memory from here: this process ends by \
@@ -102,7 +102,7 @@ impl Machine {
         }
         let reason = stop.reason;
         if stop.waits(status.bytes) {
-            return self.sender.send_after(LOOK, Event::StopDue);
+            return self.sender.remind_after(LOOK, Event::StopDue);
         }
         tracing::error!(
             "the target has taken no memory for {} s: this process ends, and the guest cannot go \

@@ -14,9 +14,8 @@ use brume_api::with_causes;
 use vm_memory::bitmap::Bitmap;
 
 use super::MachineMemory;
-use super::uffd::{Uffd, UffdError};
-
-const PAGE: usize = 4096;
+use super::uffd::Uffd;
+use crate::page_set::PAGE;
 
 /// Memory that is filled. Nobody reads it before [`Filling::settle`] was called.
 pub(crate) struct Filling {
@@ -30,7 +29,7 @@ impl Filling {
     /// pages: the host would make one of the first small one that is written to.
     pub(crate) fn begin(memory: Arc<MachineMemory>, by_page: bool) -> Self {
         let register = || {
-            register(&memory)
+            Uffd::over(&memory.regions)
                 .inspect_err(|error| tracing::debug!("{}", with_causes(error)))
                 .ok()
         };
@@ -93,14 +92,6 @@ impl Filling {
         let uffd = &self.uffd;
         uffd.write().unwrap_or_else(PoisonError::into_inner).take();
     }
-}
-
-fn register(memory: &MachineMemory) -> Result<Uffd, UffdError> {
-    let uffd = Uffd::own()?;
-    for region in &memory.regions {
-        uffd.register(region).map_err(UffdError::Register)?;
-    }
-    Ok(uffd)
 }
 
 #[cfg(test)]

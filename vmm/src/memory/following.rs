@@ -14,28 +14,27 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use brume_virtio::GuestMemory;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
+use super::MachineMemory;
 use super::uffd::{Uffd, UffdError};
-use crate::page_set::{PAGE_SIZE, PageSet, Region, regions};
+use crate::page_set::{PAGE_SIZE, PageSet, Region};
 
 type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 
 /// Memory of which a part is still elsewhere.
 pub(crate) struct Following {
     uffd: Uffd,
-    regions: Vec<Region>,
+    memory: Arc<MachineMemory>,
     /// What is not here yet.
     missing: Mutex<Missing>,
     changed: Condvar,
     /// Whether all of it is here.
     complete: AtomicBool,
-    guest: GuestMemory,
 }
 
 struct Missing {
@@ -51,33 +50,30 @@ impl Following {
     /// # Errors
     ///
     /// The host does not allow it.
-    pub(crate) fn begin(guest: &GuestMemory, missing: PageSet) -> Result<Self, UffdError> {
-        let uffd = Uffd::own()?;
-        let regions = regions(guest);
+    pub(crate) fn begin(memory: Arc<MachineMemory>, missing: PageSet) -> Result<Self, UffdError> {
+        // First, so that the kernel does not make a large page with zeros of what is dropped.
+        let uffd = Uffd::over(&memory.regions)?;
         let is_shared = |region: &GuestRegion| region.flags() & libc::MAP_SHARED != 0;
-        let advice = if guest.iter().any(is_shared) {
+        let advice = if memory.guest.iter().any(is_shared) {
             // Only what its file has not got is missing.
             libc::MADV_REMOVE
         } else {
             libc::MADV_DONTNEED
         };
-        for region in &regions {
-            // First, so that the kernel does not make a large page with zeros of what is dropped.
-            uffd.register(region).map_err(UffdError::Register)?;
+        for region in &memory.regions {
             for range in missing.ranges_in(region.words()) {
                 discard(region, range, advice).map_err(UffdError::Register)?;
             }
         }
         Ok(Self {
             uffd,
-            regions,
+            memory,
             missing: Mutex::new(Missing {
                 left: missing.count(),
                 pages: missing,
             }),
             changed: Condvar::new(),
             complete: AtomicBool::new(false),
-            guest: guest.clone(),
         })
     }
 
@@ -111,7 +107,7 @@ impl Following {
             if missing.pages.contains(page) {
                 return Ok(Some(page));
             }
-            settle(&self.uffd, host_address(region, page))?;
+            self.uffd.zero(host_address(region, page))?;
         }
         Ok(None)
     }
@@ -122,7 +118,11 @@ impl Following {
     ///
     /// The memory has no such pages, or the host does not take them.
     pub(crate) fn give(&self, pages: Range<u64>, bytes: Option<&[u8]>) -> io::Result<u64> {
-        let last = self.regions.last().map_or(0, |region| region.pages().end);
+        let last = self
+            .memory
+            .regions
+            .last()
+            .map_or(0, |region| region.pages().end);
         if pages.end > last {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -135,7 +135,11 @@ impl Following {
                 next += 1;
                 continue;
             }
-            let region = self.regions.iter().find(|r| r.pages().contains(&next));
+            let region = self
+                .memory
+                .regions
+                .iter()
+                .find(|r| r.pages().contains(&next));
             let region = region.ok_or(io::ErrorKind::InvalidInput)?;
             let most = pages.end.min(region.pages().end);
             let end = (next..most).find(|&page| !missing.pages.contains(page));
@@ -171,7 +175,7 @@ impl Following {
     ///
     /// The host does not let go of it.
     pub(crate) fn end(&self) -> io::Result<()> {
-        for region in &self.regions {
+        for region in &self.memory.regions {
             self.uffd.unregister(region)?;
         }
         self.complete.store(true, Ordering::Release);
@@ -181,7 +185,7 @@ impl Following {
     /// Gives it up: what is missing is zeros from now on, so that nobody waits for it. The guest
     /// must not run any more, or yet.
     pub(crate) fn abandon(&self) {
-        for region in &self.regions {
+        for region in &self.memory.regions {
             if let Err(error) = self.uffd.unregister(region) {
                 tracing::warn!("the memory of a machine that does not come is not let go: {error}");
             }
@@ -199,28 +203,18 @@ impl Following {
                     self.uffd.wake(address + there.start as u64, len)
                 })?;
                 // A diff is of all that was written since the machine was started.
-                self.mark_written(region, pages)
+                let slice = self.memory.slice(pages.clone())?;
+                slice.bitmap().mark_dirty(0, slice.len());
+                Ok(())
             }
-            None => pages.clone().try_for_each(|page| {
-                let address = host_address(region, page);
-                settle(&self.uffd, address)
-            }),
+            None => pages
+                .clone()
+                .try_for_each(|page| self.uffd.zero(host_address(region, page))),
         }
     }
 
-    fn mark_written(&self, region: &Region, pages: &Range<u64>) -> io::Result<()> {
-        let offset = pages.start * PAGE_SIZE - region.offset;
-        let address = GuestAddress(region.guest_address + offset);
-        let len = (pages.end - pages.start) * PAGE_SIZE;
-        let len = usize::try_from(len).map_err(io::Error::other)?;
-        let slice = self.guest.get_slice(address, len);
-        let slice = slice.map_err(io::Error::other)?;
-        slice.bitmap().mark_dirty(0, len);
-        Ok(())
-    }
-
     fn page_at(&self, address: u64) -> Option<(&Region, u64)> {
-        self.regions.iter().find_map(|region| {
+        self.memory.regions.iter().find_map(|region| {
             let offset = address.checked_sub(region.host_address as u64)?;
             (offset < region.size).then(|| (region, (region.offset + offset) / PAGE_SIZE))
         })
@@ -239,20 +233,6 @@ impl AsRawFd for Following {
 
 fn host_address(region: &Region, page: u64) -> u64 {
     region.host_address as u64 + (page * PAGE_SIZE - region.offset)
-}
-
-/// Gives the page at `address` zeros, unless it is there.
-fn settle(uffd: &Uffd, address: u64) -> io::Result<()> {
-    loop {
-        match uffd.zero(address, PAGE_SIZE) {
-            Ok(()) => return Ok(()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EEXIST) => return uffd.wake(address, PAGE_SIZE),
-                Some(libc::EAGAIN | libc::EINTR) => {}
-                _ => return Err(error),
-            },
-        }
-    }
 }
 
 /// The bytes of `pages`, which begin at `offset`.
@@ -280,11 +260,10 @@ fn discard(region: &Region, pages: Range<u64>, advice: libc::c_int) -> io::Resul
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::thread;
 
     use brume_api::config::MachineConfig;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
 
@@ -302,14 +281,15 @@ mod tests {
     }
 
     fn page_comes_when_it_is_touched(machine: &MachineConfig) {
-        let guest = super::super::make(machine).unwrap().guest;
+        let memory = Arc::new(super::super::make(machine).unwrap());
+        let guest = memory.guest.clone();
         let at = |page: u64| GuestAddress(page * PAGE_SIZE);
         for page in [3, 4, 5] {
             guest.write_obj(1_u8, at(page)).unwrap();
         }
         let mut missing = PageSet::empty(SIZE);
         missing.insert_range(4..6);
-        let following = Arc::new(Following::begin(&guest, missing).unwrap());
+        let following = Arc::new(Following::begin(memory, missing).unwrap());
         // What is here is here.
         assert_eq!(guest.read_obj::<u8>(at(3)).unwrap(), 1);
         let touching = guest.clone();

@@ -41,7 +41,7 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iowr_nr};
 
 use super::handler::Handler;
 use super::{Backing, HUGE_PAGE, MachineMemory, MemoryError, map};
-use crate::page_set::{PAGE_SIZE, Region};
+use crate::page_set::{PAGE, PAGE_SIZE, Region};
 
 /// A way to a userfaultfd for processes that may not make the call; whoever may open it may have
 /// one that sees all faults.
@@ -57,9 +57,6 @@ const API: u64 = 0xaa;
 const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 const FEATURE_MISSING_HUGETLBFS: u64 = 1 << 4;
 const REGISTER_MODE_MISSING: u64 = 1;
-
-/// What memory that is given by the page is a multiple of, in bytes.
-const PAGE: usize = 4096;
 
 /// `struct uffdio_api` of linux/userfaultfd.h
 #[repr(C)]
@@ -266,9 +263,13 @@ impl Uffd {
         Self::with_features(FEATURE_EVENT_REMOVE | huge)
     }
 
-    /// One for memory of ordinary pages that this process serves itself.
-    pub(super) fn own() -> Result<Self, UffdError> {
-        Self::with_features(0)
+    /// One for memory of ordinary pages that this process serves itself, all of `regions`.
+    pub(super) fn over(regions: &[Region]) -> Result<Self, UffdError> {
+        let uffd = Self::with_features(0)?;
+        for region in regions {
+            uffd.register(region).map_err(UffdError::Register)?;
+        }
+        Ok(uffd)
     }
 
     fn with_features(features: u64) -> Result<Self, UffdError> {
@@ -337,19 +338,29 @@ impl Uffd {
         Ok(())
     }
 
-    /// Gives pages zeros, from `address` on, `len` bytes, and lets those go on who wait for them.
-    pub(super) fn zero(&self, address: u64, len: u64) -> io::Result<()> {
+    /// Gives the page at `address` zeros, unless it is there, and lets those go on who wait for it.
+    pub(super) fn zero(&self, address: u64) -> io::Result<()> {
         let mut zero = ZeroPage {
             range: AddressRange {
                 start: address,
-                len,
+                len: PAGE_SIZE,
             },
             mode: 0,
             zeroed: 0,
         };
-        // SAFETY: the structure is the one that the kernel reads and writes by this number; it
-        // writes only to registered memory.
-        check(unsafe { ioctl_with_mut_ref(self, UFFDIO_ZEROPAGE(), &mut zero) })
+        loop {
+            // SAFETY: the structure is the one that the kernel reads and writes by this number; it
+            // writes only to registered memory.
+            let result = unsafe { ioctl_with_mut_ref(self, UFFDIO_ZEROPAGE(), &mut zero) };
+            let Err(error) = check(result) else {
+                return Ok(());
+            };
+            match error.raw_os_error() {
+                Some(libc::EEXIST) => return self.wake(address, PAGE_SIZE),
+                Some(libc::EAGAIN | libc::EINTR) => {}
+                _ => return Err(error),
+            }
+        }
     }
 
     /// Lets those go on who wait for pages that are there.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use brume_api::{Fault, MigrationDecision, MigrationPatch, OnTimeout, SendMigration};
-use brume_migration::{Closer, Link, RateLimit};
+use brume_migration::{Closer, Decision, Link, RateLimit};
 
 use crate::memory::peer;
 
@@ -242,14 +242,17 @@ impl Control {
     }
 
     /// What a person has decided, once; waits for it that long.
-    pub(super) fn decision(&self, limit: Duration) -> Option<MigrationDecision> {
+    pub(super) fn decision(&self, limit: Duration) -> Option<Decision> {
         let state = self.lock();
         let waited = self
             .0
             .changed
             .wait_timeout_while(state, limit, |state| state.decision.is_none());
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.decision.take()
+        state.decision.take().map(|decision| match decision {
+            MigrationDecision::Run => Decision::Run,
+            MigrationDecision::Abandon => Decision::Abandon,
+        })
     }
 
     /// Where a person wants it to go on, once; waits for it that long.

@@ -351,10 +351,12 @@ mod tests {
     use brume_api::config::MachineConfig;
     use brume_api::{MigrationPatch, SendMigration};
     use brume_migration::Link;
+    use serde_json::json;
 
     use super::*;
 
-    fn control(request: serde_json::Value) -> Control {
+    fn control(bandwidth_limit: u64) -> Control {
+        let request = json!({"destination": "unix:/a", "bandwidth_limit": bandwidth_limit});
         let request: SendMigration = serde_json::from_value(request).unwrap();
         Control::sending(&request)
     }
@@ -389,8 +391,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_waits_for_the_limit_stays_and_hears_of_a_change() {
-        let control =
-            control(serde_json::json!({"destination": "unix:/a", "bandwidth_limit": 1000}));
+        let control = control(1000);
         let (lane, mut target) = lane(&control);
         let waiting = wait(lane);
         stays(&mut target);
@@ -403,8 +404,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_waits_for_the_limit_hears_that_it_is_over() {
-        let control =
-            control(serde_json::json!({"destination": "unix:/a", "bandwidth_limit": 1000}));
+        let control = control(1000);
         let (one, mut target) = lane(&control);
         let waiting = wait(one);
         stays(&mut target);
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn lanes_with_nothing_to_send_stay() {
-        let control = control(serde_json::json!({"destination": "unix:/a"}));
+        let control = control(0);
         let ((first, mut target), (other, mut other_target)) = (lane(&control), lane(&control));
         let mut lanes = Lanes::new(first, vec![other]).unwrap();
         stays(&mut other_target);

@@ -33,6 +33,7 @@ const WINDOW: usize = 64;
 /// How many pages are sent before a guest goes on whose memory follows: 256 KiB, which take about
 /// as long as it would wait for one.
 const FIRST_PAGES: u64 = 64;
+const _: () = assert!(FIRST_PAGES <= BATCH_PAGES);
 /// How many pages there are likely to be needed together.
 const AHEAD: u64 = 4;
 
@@ -122,11 +123,8 @@ impl Passes {
     /// KVM does not show its log.
     pub(super) fn left(&self) -> Result<PageSet, SourceError> {
         let mut tracker = self.tracker();
-        let mut left = tracker.scan()?;
-        if let Some(journal) = tracker.journaled(Reader::Transfer) {
-            left.insert_all(journal);
-        }
-        Ok(left)
+        let written = tracker.scan()?;
+        Ok(with_journal(&tracker, written))
     }
 
     /// Sends what the guest needs first when it goes on, with the guest paused; what is left then.
@@ -139,18 +137,13 @@ impl Passes {
         places: &[Place],
         lanes: &mut Lanes,
     ) -> Result<PageSet, SourceError> {
-        let (written, mut left) = {
-            let mut tracker = self.tracker();
-            let written = tracker.scan()?;
-            let mut left = written.clone();
-            if let Some(journal) = tracker.journaled(Reader::Transfer) {
-                left.insert_all(journal);
-            }
-            (written, left)
-        };
+        let mut tracker = self.tracker();
+        let written = tracker.scan()?;
+        let mut left = with_journal(&tracker, written.clone());
+        drop(tracker);
         let mut first = PageSet::empty(self.memory.size);
         let near = self.near(places);
-        let mut room = FIRST_PAGES.min(BATCH_PAGES);
+        let mut room = FIRST_PAGES;
         for page in near.into_iter().chain(written.ranges().flatten()) {
             if room == 0 {
                 break;
@@ -391,6 +384,14 @@ impl Passes {
     fn tracker(&self) -> MutexGuard<'_, DirtyTracker> {
         self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is to be sent: what was `written` by now, and what was noted before.
+fn with_journal(tracker: &DirtyTracker, mut written: PageSet) -> PageSet {
+    if let Some(journal) = tracker.journaled(Reader::Transfer) {
+        written.insert_all(journal);
+    }
+    written
 }
 
 /// In the first pass the target has zeros already.

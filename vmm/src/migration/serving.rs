@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use brume_migration::{Channel, ChannelError, Closer, Message, Purpose, Received, Zeros};
 
-use super::control::Control;
 use super::error::SourceError;
 use super::lanes::{BATCH_PAGES, Lane, LaneError};
 use super::route::Route;
@@ -124,20 +123,17 @@ impl Faults {
         Ok(channel)
     }
 
-    /// Answers on `channel`.
+    /// Answers on `lane`, which was made before: the guest may stand still now.
     ///
     /// # Errors
     ///
     /// The host gives no thread.
     pub(super) fn serve(
-        channel: Channel,
-        memory: &Arc<MachineMemory>,
+        mut lane: Lane,
         left: &Arc<Left>,
-        control: &Control,
         progress: &Progress,
     ) -> Result<Self, SourceError> {
-        let closer = channel.closer()?;
-        let mut lane = Lane::new(channel, memory.clone(), control.clone());
+        let closer = lane.channel.closer()?;
         let (left, progress) = (left.clone(), progress.clone());
         let answer = move || {
             if let Err(error) = answer(&mut lane, &left, &progress) {

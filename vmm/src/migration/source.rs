@@ -181,6 +181,7 @@ impl Departure {
             Err(error) => return Err(call_off(&mut lanes.first.channel, error, WORD_LIMIT)),
         };
         let faults = faults.filter(|_| follow == Follow::Yes);
+        let faults = faults.map(|channel| self.lane(channel));
         self.switch_over(&passes, &mut lanes).run(number, faults)
     }
 

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use brume_api::{MigrationDecision, MigrationDowntime, MigrationPhase, with_causes};
+use brume_api::{MigrationDowntime, MigrationPhase, with_causes};
 use brume_migration::{
-    Channel, ChannelError, Decision, Message, Received, Source, SourceAction, SourceEvent as Event,
+    Channel, ChannelError, Message, Received, Source, SourceAction, SourceEvent as Event,
     SourceState,
 };
 use brume_virtio::block::BlockControl;
@@ -18,7 +18,7 @@ use brume_virtio::block::BlockControl;
 use super::control::Control;
 use super::disks::Disks;
 use super::error::SourceError;
-use super::lanes::Lanes;
+use super::lanes::{Lane, Lanes};
 use super::passes::Passes;
 use super::route::Route;
 use super::serving::{Faults, Left};
@@ -74,7 +74,7 @@ impl SwitchOver<'_> {
     pub(super) fn run(
         mut self,
         number: u32,
-        faults: Option<Channel>,
+        faults: Option<Lane>,
     ) -> Result<SourceEnd, SourceError> {
         // How a connection ends means something from here on.
         self.control.guard_connections();
@@ -109,18 +109,14 @@ impl SwitchOver<'_> {
     }
 
     /// Sends what vCPUs at `places` need first, tells the target what is left, and answers it on
-    /// `channel` from now on: it may need a page to take on the state.
-    fn begin_to_serve(
-        &mut self,
-        channel: Channel,
-        places: &[Place],
-    ) -> Result<Follows, SourceError> {
+    /// `faults` from now on: it may need a page to take on the state.
+    fn begin_to_serve(&mut self, faults: Lane, places: &[Place]) -> Result<Follows, SourceError> {
         let rest = self.passes.all_but_first(places, self.lanes)?;
         let memory = self.passes.memory();
         let ends = memory.regions.iter().map(|region| region.pages().end);
         let left = Arc::new(Left::new(rest, ends.collect()));
         self.lanes.first.channel.send_missing(&left.words())?;
-        let server = Faults::serve(channel, memory, &left, self.control, self.progress)?;
+        let server = Faults::serve(faults, &left, self.progress)?;
         Ok(Follows {
             left,
             server: Some(server),
@@ -150,7 +146,7 @@ impl SwitchOver<'_> {
     /// there is a connection for that.
     fn send_rest(
         &mut self,
-        (number, faults): (u32, Option<Channel>),
+        (number, faults): (u32, Option<Lane>),
         moments: &mut Moments,
         machine: &mut Source,
     ) -> Result<Option<Follows>, SourceError> {
@@ -170,11 +166,11 @@ impl SwitchOver<'_> {
         self.disks.last(self.lanes, self.progress)?;
         self.show_disks()?;
         let follows = match faults {
-            Some(channel) => {
+            Some(faults) => {
                 let Ok(HandOver::Places(places)) = answers.recv() else {
                     return Err(SourceError::Ended);
                 };
-                Some(self.begin_to_serve(channel, &places)?)
+                Some(self.begin_to_serve(faults, &places)?)
             }
             None => {
                 self.passes.last(number, self.lanes)?;
@@ -342,12 +338,8 @@ impl Talk<'_> {
 
     /// Looks for the target again, or for somebody who decides.
     fn seek(&mut self) {
-        match self.context.control.decision(RETRY) {
-            Some(MigrationDecision::Run) => return self.step(Event::Decision(Decision::Run)),
-            Some(MigrationDecision::Abandon) => {
-                return self.step(Event::Decision(Decision::Abandon));
-            }
-            None => {}
+        if let Some(decision) = self.context.control.decision(RETRY) {
+            return self.step(Event::Decision(decision));
         }
         if let Ok(channel) = self.context.route.come_back(STILL_LIMIT) {
             self.channel = Some(channel);

@@ -5,9 +5,9 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use brume_api::{MigrationDecision, MigrationPhase, with_causes};
+use brume_api::{MigrationPhase, with_causes};
 use brume_migration::{
-    Channel, ChannelError, Decision, Message, SourceEvent as Event, SourceState, Standing,
+    Channel, ChannelError, Message, SourceEvent as Event, SourceState, Standing,
 };
 
 use super::super::error::SourceError;
@@ -40,16 +40,11 @@ impl Talk<'_> {
                 return self.served();
             };
             follows.server = None;
-            let ended = has_ended(&mut lane.channel);
-            let event = if ended {
-                Event::LinkClosed
-            } else {
-                Event::LinkLost
-            };
-            self.machine.step(event);
-            if ended {
+            if has_ended(&mut lane.channel) {
+                self.machine.step(Event::LinkClosed);
                 return self.lost("the target has ended, and the guest with it");
             }
+            self.machine.step(Event::LinkLost);
             let why = with_causes(&error);
             tracing::warn!("the rest of the memory is held up: {why}");
             self.context
@@ -81,10 +76,7 @@ impl Talk<'_> {
         let mut route = self.context.route.clone();
         loop {
             if let Some(decision) = control.decision(Duration::ZERO) {
-                self.step(Event::Decision(match decision {
-                    MigrationDecision::Run => Decision::Run,
-                    MigrationDecision::Abandon => Decision::Abandon,
-                }));
+                self.step(Event::Decision(decision));
                 if self.machine.state() == SourceState::Gone {
                     return Found::GivenUp;
                 }
@@ -107,8 +99,10 @@ impl Talk<'_> {
                 }
             }
             let (memory, progress) = (self.context.passes.memory(), self.context.progress);
-            let server = Faults::connect(&route)
-                .and_then(|channel| Faults::serve(channel, memory, left, control, progress));
+            let server = Faults::connect(&route).and_then(|channel| {
+                let lane = Lane::new(channel, memory.clone(), control.clone());
+                Faults::serve(lane, left, progress)
+            });
             if let Ok(server) = server {
                 follows.server = Some(server);
                 return Found::Lacking(route.address.to_string());

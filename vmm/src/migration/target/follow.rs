@@ -18,11 +18,11 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
 impl Arrival<'_> {
     /// Lets the guest wait for what is to follow, if something is.
-    pub(super) fn begin_to_follow(&mut self, memory: &MachineMemory) -> Result<(), UffdError> {
+    pub(super) fn begin_to_follow(&mut self, memory: &Arc<MachineMemory>) -> Result<(), UffdError> {
         let Some(missing) = self.missing.take() else {
             return Ok(());
         };
-        let following = Arc::new(Following::begin(&memory.guest, missing)?);
+        let following = Arc::new(Following::begin(memory.clone(), missing)?);
         let progress = self.reception.progress.clone();
         following::start(following.clone(), self.handset.clone(), progress)
             .map_err(UffdError::Thread)?;

@@ -5,10 +5,9 @@
 use std::sync::mpsc::{Receiver, RecvError, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use brume_api::{MigrationDecision, MigrationPhase, with_causes};
+use brume_api::{MigrationPhase, with_causes};
 use brume_migration::{
-    Channel, ChannelError, Decision, Message, Purpose, Received, TargetAction, TargetEvent,
-    TargetState,
+    Channel, ChannelError, Message, Purpose, Received, TargetAction, TargetEvent, TargetState,
 };
 
 use super::super::incoming::{IncomingEvent, Stopped};
@@ -244,12 +243,7 @@ impl Arrival<'_> {
 
     /// Waits for the source to come back, or for somebody who decides.
     fn seek(&mut self) {
-        let decision = match self.reception.control.decision(Duration::ZERO) {
-            Some(MigrationDecision::Run) => Some(Decision::Run),
-            Some(MigrationDecision::Abandon) => Some(Decision::Abandon),
-            None => None,
-        };
-        if let Some(decision) = decision {
+        if let Some(decision) = self.reception.control.decision(Duration::ZERO) {
             self.trouble = Some("it was given up".into());
             return self.step(TargetEvent::Decision(decision));
         }
