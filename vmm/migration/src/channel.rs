@@ -195,6 +195,17 @@ impl Channel {
     ///
     /// The other side does not take them.
     pub fn send_pages(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
+        self.compressor.learn(batch.data());
+        self.send_pages_at_once(batch)
+    }
+
+    /// As [`Channel::send_pages`] for pages that a guest waits for: no time is taken to learn from
+    /// them how they are compressed best.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Channel::send_pages`].
+    pub fn send_pages_at_once(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
         at_most(batch.data().len(), MOST_PAGES * PAGE)?;
         at_most(batch.runs(), MOST_RUNS)?;
         at_most(batch.told_zeros(), MOST_ZEROS)?;

@@ -79,13 +79,20 @@ impl Compressor {
         (self.before, self.after)
     }
 
+    /// Takes the time to learn from `pages`, which are sent next, how they are compressed best.
+    pub(crate) fn learn(&mut self, pages: &[u8]) {
+        if self.choice == Choice::Auto {
+            self.auto.learn(pages, &mut self.packer);
+        }
+    }
+
     /// The bytes to send for `pages`, and what they are.
     pub(crate) fn pack<'a>(&'a mut self, pages: &'a [u8]) -> (Codec, &'a [u8]) {
         let codec = match self.choice {
             Choice::None => Codec::None,
             Choice::Lz4 => Codec::Lz4,
             Choice::Zstd => Codec::Zstd,
-            Choice::Auto => self.auto.codec(pages, &mut self.packer),
+            Choice::Auto => self.auto.codec(),
         };
         let begin = Instant::now();
         let packed = self.packer.pack(codec, pages);

@@ -74,6 +74,9 @@ impl Amount {
     }
 }
 
+/// A way to send pages on a channel; how many bytes that took.
+type SendPages = fn(&mut Channel, &PageBatch) -> Result<u64, ChannelError>;
+
 /// One connection, and what it sends.
 pub(super) struct Lane {
     pub(super) channel: Channel,
@@ -107,7 +110,7 @@ impl Lane {
     pub(super) fn send(&mut self, pages: &[Range<u64>], zeros: Zeros) -> Result<Amount, LaneError> {
         self.fill(pages, zeros)?;
         self.channel.set_wire_rate(self.control.rate().get());
-        let amount = self.send_filled()?;
+        let amount = self.send_filled(Channel::send_pages)?;
         if zeros == Zeros::Absent {
             self.left_out += amount.zeros;
         }
@@ -115,8 +118,14 @@ impl Lane {
         Ok(amount)
     }
 
+    /// Sends pages without regard to the limit: a guest waits for them.
+    pub(super) fn send_at_once(&mut self, pages: &[Range<u64>]) -> Result<Amount, LaneError> {
+        self.fill(pages, Zeros::Told)?;
+        self.send_filled(Channel::send_pages_at_once)
+    }
+
     /// Copies pages, to be sent next.
-    pub(super) fn fill(&mut self, pages: &[Range<u64>], zeros: Zeros) -> Result<(), LaneError> {
+    fn fill(&mut self, pages: &[Range<u64>], zeros: Zeros) -> Result<(), LaneError> {
         self.batch.clear();
         for range in pages {
             let count = u32::try_from(range.end - range.start).map_err(io::Error::other)?;
@@ -129,7 +138,7 @@ impl Lane {
     }
 
     /// Sends what was copied.
-    pub(super) fn send_filled(&mut self) -> Result<Amount, LaneError> {
+    fn send_filled(&mut self, send: SendPages) -> Result<Amount, LaneError> {
         let mut amount = Amount {
             pages: self.batch.data_pages(),
             zeros: self.batch.zero_pages(),
@@ -137,7 +146,7 @@ impl Lane {
         };
         if !self.batch.is_empty() {
             let (_, before) = self.channel.compressed();
-            amount.bytes = self.channel.send_pages(&self.batch)?;
+            amount.bytes = send(&mut self.channel, &self.batch)?;
             let (_, after) = self.channel.compressed();
             amount.packed = after - before;
         }

@@ -162,7 +162,7 @@ impl Passes {
             .flat_map(|region| first.ranges_in(region.words()))
             .collect();
         // On the connection that the state goes over: the others may be behind it.
-        let amount = lanes.first.send(&batch, Zeros::Told)?;
+        let amount = lanes.first.send_at_once(&batch)?;
         self.progress.sent(amount);
         Ok(left)
     }

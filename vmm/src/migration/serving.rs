@@ -170,7 +170,7 @@ fn answer(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), LaneE
         match lane.channel.receive()? {
             Received::Need { first, pages: 1 } => {
                 let pages = left.take_at(first);
-                let amount = lane.send_at_once(pages, Zeros::Told)?;
+                let amount = lane.send_at_once(&[pages])?;
                 progress.sent(amount);
                 progress.update(|status| status.faults += 1);
             }
@@ -253,18 +253,6 @@ pub(super) fn words_of(bytes: &[u8]) -> Vec<u64> {
     words
         .map(|word| word.try_into().map_or(0, u64::from_le_bytes))
         .collect()
-}
-
-impl Lane {
-    /// Sends pages without regard to the limit: somebody waits for them.
-    fn send_at_once(
-        &mut self,
-        pages: Range<u64>,
-        zeros: Zeros,
-    ) -> Result<super::lanes::Amount, LaneError> {
-        self.fill(std::slice::from_ref(&pages), zeros)?;
-        self.send_filled()
-    }
 }
 
 #[cfg(test)]

@@ -152,8 +152,13 @@ impl Auto {
         self.wire.nanos.unwrap_or(0.0).max(self.least_wire)
     }
 
-    /// The codec for `pages`.
-    pub(super) fn codec(&mut self, pages: &[u8], packer: &mut Packer) -> Codec {
+    /// The best codec by what is known.
+    pub(super) fn codec(&self) -> Codec {
+        self.now
+    }
+
+    /// Finds out about `pages` what it takes to choose.
+    pub(super) fn learn(&mut self, pages: &[u8], packer: &mut Packer) {
         let length = pages.len() as u64;
         if self.frames < FIRST || self.until_sample < length {
             self.sample(pages, packer);
@@ -164,7 +169,6 @@ impl Auto {
         if let (Some(lz4), Some(zstd)) = (self.lz4, self.zstd) {
             self.now = best(self.now, self.wire(), lz4, zstd);
         }
-        self.now
     }
 
     /// Compresses a part of `pages` with each codec.
@@ -355,7 +359,8 @@ mod tests {
         let mut line = Line::new(nanos);
         let mut codec = Codec::None;
         for _ in 0..100 {
-            codec = auto.codec(pages, &mut packer);
+            auto.learn(pages, &mut packer);
+            codec = auto.codec();
             let begin = Instant::now();
             let left = packer.pack(codec, pages).map_or(pages.len(), <[u8]>::len);
             let time = begin.elapsed();
@@ -377,6 +382,8 @@ mod tests {
         let mut auto = Auto::default();
         auto.set_wire_rate(10_000_000);
         let mut packer = Packer::default();
-        assert_ne!(auto.codec(&text, &mut packer), Codec::None);
+        assert_eq!(auto.codec(), Codec::None);
+        auto.learn(&text, &mut packer);
+        assert_ne!(auto.codec(), Codec::None);
     }
 }
