@@ -60,6 +60,6 @@ pub use state::{MOST_STATE, StateParts};
 pub use tls::{Tls, TlsError, TlsFiles};
 
 /// The newest version of what is said here.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The oldest version that is understood.
-pub const OLDEST_PROTOCOL: u32 = 1;
+pub const OLDEST_PROTOCOL: u32 = 2;

@@ -26,6 +26,9 @@ use crate::layout::{
 /// The largest state file, in bytes.
 pub(crate) const MAX_FILE_BYTES: u64 = 64 << 20;
 
+/// In the place of a checksum: there is none.
+const UNSEALED: [u8; 32] = [0; 32];
+
 /// Something that has a section of its own in a state file.
 pub trait Saved: Serialize + DeserializeOwned {
     /// What its section is called: 1 to 16 printing characters of ASCII.
@@ -96,7 +99,21 @@ impl StateWriter {
     /// The whole file, with its header and checksum.
     #[must_use]
     pub fn finish(self) -> Vec<u8> {
-        let mut header = Header {
+        let mut header = self.header();
+        header.checksum = checksum(&header, &self.sections);
+        self.with_header(&header)
+    }
+
+    /// The whole file, but for a way that has checksums of its own: without one, which takes long.
+    /// Only [`StateFile::parse_unsealed`] reads it.
+    #[must_use]
+    pub fn finish_unsealed(self) -> Vec<u8> {
+        self.with_header(&self.header())
+    }
+
+    /// The header of what there is, without a checksum.
+    fn header(&self) -> Header {
+        Header {
             magic: MAGIC,
             format_version: FORMAT_VERSION.into(),
             architecture: ARCHITECTURE.into(),
@@ -104,9 +121,11 @@ impl StateWriter {
             sections: u32::try_from(self.names.len()).unwrap_or(u32::MAX).into(),
             reserved: 0.into(),
             length: self.length().into(),
-            checksum: [0; 32],
-        };
-        header.checksum = checksum(&header, &self.sections);
+            checksum: UNSEALED,
+        }
+    }
+
+    fn with_header(&self, header: &Header) -> Vec<u8> {
         let mut file = Vec::with_capacity(HEADER_BYTES + self.sections.len());
         file.extend_from_slice(header.as_bytes());
         file.extend_from_slice(&self.sections);
@@ -221,13 +240,16 @@ impl StateFile {
     /// The bytes are not, to the last bit, what a writer of this format version made for this
     /// architecture.
     pub fn parse(bytes: &[u8]) -> Result<Self, StateError> {
-        let scan = Scan::of(bytes);
-        match scan.damage {
-            Some(error) => Err(error),
-            None => Ok(Self {
-                sections: scan.sections,
-            }),
-        }
+        Scan::of(bytes).whole()
+    }
+
+    /// As [`StateFile::parse`], for what [`StateWriter::finish_unsealed`] has made.
+    ///
+    /// # Errors
+    ///
+    /// The bytes have another form, or a checksum.
+    pub fn parse_unsealed(bytes: &[u8]) -> Result<Self, StateError> {
+        Scan::with_seal(bytes, |_, _| UNSEALED).whole()
     }
 
     /// The sections that have not been taken.
@@ -343,6 +365,11 @@ pub(crate) struct Scan {
 
 impl Scan {
     pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self::with_seal(bytes, checksum)
+    }
+
+    /// As [`Scan::of`] where `seal` makes checksums.
+    fn with_seal(bytes: &[u8], seal: Seal) -> Self {
         let mut scan = Self::default();
         let (header, body) = match read_header(bytes) {
             Ok(found) => found,
@@ -353,7 +380,7 @@ impl Scan {
         };
         let format_version = header.format_version.get();
         scan.header = Some(header.clone());
-        scan.damage = check_header(&header, body).err();
+        scan.damage = check_header(&header, body, seal).err();
         // Another version's sections may look different.
         if format_version == FORMAT_VERSION {
             let count = header.sections.get();
@@ -362,7 +389,19 @@ impl Scan {
         }
         scan
     }
+
+    fn whole(self) -> Result<StateFile, StateError> {
+        match self.damage {
+            Some(error) => Err(error),
+            None => Ok(StateFile {
+                sections: self.sections,
+            }),
+        }
+    }
 }
+
+/// What makes the checksum of a header and what comes after it.
+type Seal = fn(&Header, &[u8]) -> [u8; 32];
 
 fn read_header(bytes: &[u8]) -> Result<(Header, &[u8]), StateError> {
     let Ok((header, body)) = Header::read_from_prefix(bytes) else {
@@ -378,7 +417,7 @@ fn read_header(bytes: &[u8]) -> Result<(Header, &[u8]), StateError> {
 }
 
 /// Whether the file is for this program, and whole.
-fn check_header(header: &Header, body: &[u8]) -> Result<(), StateError> {
+fn check_header(header: &Header, body: &[u8], seal: Seal) -> Result<(), StateError> {
     let version = header.format_version.get();
     if version != FORMAT_VERSION {
         return Err(StateError::FormatVersion(version));
@@ -398,7 +437,7 @@ fn check_header(header: &Header, body: &[u8]) -> Result<(), StateError> {
     if found > MAX_FILE_BYTES {
         return Err(too_big(found));
     }
-    let checksum = checksum(header, body);
+    let checksum = seal(header, body);
     if checksum != header.checksum {
         return Err(StateError::Checksum {
             expected: hex(&header.checksum),

@@ -15,7 +15,7 @@ use brume_virtio::block::BlockControl;
 
 use super::serve::{WaitingStop, still_needed};
 use super::{Ending, Machine, PauseError};
-use crate::cpu::{Place, VcpuHandle};
+use crate::cpu::VcpuHandle;
 use crate::lifecycle::{VmEvent, VmState};
 use crate::migration::{
     Control, Departure, Disks, HandOver, MetadataSection, Offer, Route, SourceEnd, SourceEvent,
@@ -250,15 +250,13 @@ impl Machine {
     fn hand_over(&mut self, reply: &Sender<HandOver>, follows: bool) {
         let since = Instant::now();
         let ran = self.state == VmState::Running;
-        let stopped = self.stop_for_move(ran);
-        // Whoever asked may have ended.
+        let stopped = self.stop_for_move(ran); // Whoever asked may have ended.
         let _ = match stopped {
             Err(why) => reply.send(HandOver::Failed(why)),
             Ok(()) => {
-                let _ = reply.send(HandOver::Held { since });
-                if follows {
-                    let _ = reply.send(HandOver::Places(self.places()));
-                }
+                let vcpus = if follows { &self.vcpus[..] } else { &[] };
+                let places = vcpus.iter().map(VcpuHandle::locate).collect();
+                let _ = reply.send(HandOver::Held { since, places });
                 match self.state_to_move() {
                     Ok((state, clocks_read)) => reply.send(HandOver::State { state, clocks_read }),
                     Err(error) => reply.send(HandOver::Failed(with_causes(&error))),
@@ -296,19 +294,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Where the vCPUs are, as far as KVM tells.
-    fn places(&self) -> Vec<Place> {
-        let asked: Vec<_> = self.vcpus.iter().map(VcpuHandle::locate).collect();
-        let told = asked.into_iter().filter_map(|place| place.recv().ok());
-        told.flatten().collect()
-    }
-
     /// The state, and when the guest's clocks were read for it.
     fn state_to_move(&self) -> Result<(Vec<u8>, Instant), CreateError> {
         let mut state = StateWriter::new();
         state.push(0, &MetadataSection::of(&self.description.mmds))?;
         let clocks_read = self.paused_view().write(&mut state)?;
-        Ok((state.finish(), clocks_read))
+        Ok((state.finish_unsealed(), clocks_read))
     }
 
     /// The guest stays: it goes on, if it was stopped for the move.

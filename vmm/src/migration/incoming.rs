@@ -172,7 +172,7 @@ impl Incoming {
             let _ = prepared.memory().following.set(following);
         }
         let read = || {
-            let mut file = StateFile::parse(state)?;
+            let mut file = StateFile::parse_unsealed(state)?;
             let metadata: MetadataSection = file.take(0)?;
             let state = MachineState::take(&mut file)?;
             file.finish()?;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use super::switch_over::SwitchOver;
 use crate::cpu::Place;
 use crate::dirty::DirtyTracker;
 use crate::event::{Event, EventSender};
+use crate::kvm::KvmError;
 use crate::memory::MachineMemory;
 use crate::page_set::PAGE_SIZE;
 
@@ -60,9 +61,9 @@ pub(crate) enum HandOver {
     Held {
         /// When the order to stop was given to them.
         since: Instant,
+        /// They tell where they are; only if memory follows.
+        places: Vec<Receiver<Result<Place, KvmError>>>,
     },
-    /// Where the vCPUs are, as far as is known; only if memory follows.
-    Places(Vec<Place>),
     /// The state of the machine.
     State {
         state: Vec<u8>,

@@ -157,19 +157,22 @@ impl SwitchOver<'_> {
         let follows = faults.is_some();
         let order = SourceEvent::HandOver { reply, follows };
         self.sender.send(OwnerEvent::Migration(order));
-        match answers.recv() {
-            Ok(HandOver::Held { since }) => moments.stopped = Some(since),
+        let places = match answers.recv() {
+            Ok(HandOver::Held { since, places }) => {
+                moments.stopped = Some(since);
+                places
+            }
             Ok(HandOver::Failed(why)) => return Err(SourceError::HandOver(why)),
             _ => return Err(SourceError::Ended),
-        }
+        };
         moments.held = Some(Instant::now());
         self.disks.last(self.lanes, self.progress)?;
         self.show_disks()?;
         let follows = match faults {
             Some(faults) => {
-                let Ok(HandOver::Places(places)) = answers.recv() else {
-                    return Err(SourceError::Ended);
-                };
+                // As far as KVM tells.
+                let told = places.iter().filter_map(|place| place.recv().ok());
+                let places: Vec<_> = told.flatten().collect();
                 Some(self.begin_to_serve(faults, &places)?)
             }
             None => {

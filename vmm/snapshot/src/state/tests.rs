@@ -263,6 +263,23 @@ fn each_cut_is_refused_by_its_length() {
 }
 
 #[test]
+fn what_has_no_checksum_is_never_taken_for_a_file() {
+    let mut writer = StateWriter::new();
+    writer.push(0, &vcpu(5)).unwrap();
+    let unsealed = writer.finish_unsealed();
+    let mut read = StateFile::parse_unsealed(&unsealed).unwrap();
+    assert_eq!(read.take::<Vcpu>(0).unwrap(), vcpu(5));
+    read.finish().unwrap();
+    let refused = StateFile::parse(&unsealed).unwrap_err();
+    assert!(matches!(refused, StateError::Checksum { .. }), "{refused}");
+    let refused = StateFile::parse_unsealed(&golden()).unwrap_err();
+    assert!(matches!(refused, StateError::Checksum { .. }), "{refused}");
+    let cut = &unsealed[..unsealed.len() - 1];
+    let refused = StateFile::parse_unsealed(cut).unwrap_err();
+    assert!(matches!(refused, StateError::Cut { .. }), "{refused}");
+}
+
+#[test]
 fn each_flipped_bit_is_noticed() {
     let mut bytes = golden();
     for bit in 0..bytes.len() * 8 {
