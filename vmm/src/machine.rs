@@ -16,7 +16,7 @@ mod throttle;
 
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brume_api::{Answer, Fault, MachineEvent, MemoryRequest, Request as ApiRequest};
 use brume_devices::GuestEvent;
@@ -93,8 +93,8 @@ pub(crate) enum Start {
         queues: Vec<RunningQueues>,
         /// Whether it goes on at once.
         resume: bool,
-        /// Who is to be told that it goes on, if it comes from another process.
-        arrived: Option<Sender<()>>,
+        /// Who is to be told when it went on, if it comes from another process.
+        arrived: Option<Sender<Instant>>,
     },
 }
 
@@ -243,11 +243,9 @@ impl Machine {
                     self.paused = queues;
                     self.enter(next);
                 }
-                if resume {
-                    let _ = self.resume();
-                }
+                let resumed = if resume { self.resume().ok() } else { None };
                 if let Some(arrived) = arrived {
-                    let _ = arrived.send(());
+                    let _ = arrived.send(resumed.unwrap_or_else(Instant::now));
                     // Switches still send the guest's frames to where it was.
                     let interfaces = &self.controls.interfaces;
                     interfaces.iter().for_each(|(_, net)| net.announce());
@@ -325,14 +323,16 @@ impl Machine {
         Ok(())
     }
 
-    /// The reverse of a pause.
-    fn resume(&mut self) -> Result<(), IllegalTransition> {
+    /// The reverse of a pause; when the vCPUs went on. A host that is busy with them may come back
+    /// here much later.
+    fn resume(&mut self) -> Result<Instant, IllegalTransition> {
         let next = self.state.next(VmEvent::Resume)?;
         let mut queues = std::mem::take(&mut self.paused).into_iter();
         self.each_transport(|core| queues.next().map(|queues| core.resume(queues)));
+        let resumed = Instant::now();
         self.vcpus.iter().for_each(VcpuHandle::proceed);
         self.enter(next);
-        Ok(())
+        Ok(resumed)
     }
 
     fn each_transport<T>(&self, mut action: impl FnMut(&mut TransportCore) -> T) -> Vec<T> {
@@ -415,7 +415,7 @@ impl Machine {
         // Whoever asked may have stopped waiting; that is no matter of ours.
         match request {
             Request::Pause(reply) => drop(reply.send(self.pause())),
-            Request::Resume(reply) => drop(reply.send(self.resume())),
+            Request::Resume(reply) => drop(reply.send(self.resume().map(drop))),
             Request::State(reply) => drop(reply.send(self.state)),
             Request::Stop(reason) => self.stop_for(reason),
             Request::Api(call) => self.api_call(call),
@@ -493,7 +493,7 @@ impl Machine {
         let done = match (pause, self.state) {
             (true, VmState::Paused) | (false, VmState::Running) => return Ok(()),
             (true, _) => timed(&mut time, || self.pause()),
-            (false, _) => timed(&mut time, || self.resume().map_err(PauseError::from)),
+            (false, _) => timed(&mut time, || Ok(self.resume().map(drop)?)),
         };
         done.map_err(|error| Fault::from_error(&error))?;
         if pause {

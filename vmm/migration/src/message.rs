@@ -135,6 +135,8 @@ pub enum Message {
     Running {
         /// How long it took since the commit, in microseconds.
         resume_us: u64,
+        /// For how long it has run already, in microseconds.
+        since_us: u64,
     },
     /// Source: all memory was sent, after the guest had gone on at the target.
     MemorySent,

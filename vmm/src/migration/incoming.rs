@@ -43,7 +43,7 @@ pub(crate) enum IncomingEvent {
         reply: Sender<Result<(), String>>,
     },
     /// Let it go on, and say so when it does.
-    Run(Sender<()>),
+    Run(Sender<Instant>),
     /// Forget it: it does not come.
     Drop,
     /// Nobody is waited for any more.
@@ -201,8 +201,8 @@ impl Incoming {
         Ok(())
     }
 
-    /// The machine, which goes on when it is run; that is told to `started`.
-    pub(crate) fn run(self, started: Sender<()>) -> Option<Box<MachineParts>> {
+    /// The machine, which goes on when it is run; when that was is told to `started`.
+    pub(crate) fn run(self, started: Sender<Instant>) -> Option<Box<MachineParts>> {
         let Stage::Loaded(mut parts) = self.stage else {
             return None;
         };

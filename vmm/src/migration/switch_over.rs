@@ -375,14 +375,19 @@ impl Talk<'_> {
     fn arrived(&mut self, phase: MigrationPhase) {
         let committed = self.moments.ready.unwrap_or_else(Instant::now);
         let mut resume = committed.elapsed();
-        // It says how long it took there; what is left is the way there and back.
+        // It says how long it took there; what is left is the way there and back, and that the guest
+        // kept who tells this from running.
         let channel = self.channel();
         if channel.wait(Duration::from_secs(1)).unwrap_or(false)
-            && let Ok(Message::Running { resume_us }) = channel.receive_message()
+            && let Ok(Message::Running {
+                resume_us,
+                since_us,
+            }) = channel.receive_message()
         {
             let all = committed.elapsed();
             let there = Duration::from_micros(resume_us);
-            resume = there + all.saturating_sub(there) / 2;
+            let since = Duration::from_micros(since_us);
+            resume = there + all.saturating_sub(there + since) / 2;
         }
         // So that the target need not wait for a source that comes back.
         let _ = channel.send(&Message::KeepAlive);

@@ -197,13 +197,16 @@ impl Arrival<'_> {
         let run = IncomingEvent::Run(started);
         self.reception.sender.send(Event::Incoming(run));
         // An end of the process says it too. What has to follow is taken by this thread.
-        let _ = if self.following.is_some() {
+        let started = if self.following.is_some() {
             starts.recv_timeout(START_LIMIT).ok()
         } else {
             starts.recv().ok()
         };
-        let resume_us = micros(begun.elapsed());
-        self.send(&Message::Running { resume_us });
+        let started = started.unwrap_or_else(Instant::now);
+        self.send(&Message::Running {
+            resume_us: micros(started.saturating_duration_since(begun)),
+            since_us: micros(started.elapsed()),
+        });
         let phase = if self.following.is_some() {
             MigrationPhase::PostCopy
         } else {
