@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use brume_tests::api::eventually;
 use brume_tests::lan::{Lan, TAP};
-use brume_tests::ping::{Listener, Ping, Probe, Train, assert_answered};
+use brume_tests::ping::{Announcements, Listener, Ping, Probe, Train, assert_answered};
 use brume_tests::placed::Placed;
 use brume_tests::vm::{LINUX, SOON};
 use brume_tests::witness::{self, Asker, Status, assert_journal, status_over, stream};
@@ -31,7 +31,7 @@ const TRIES: usize = 5;
 /// Pings go on for so long before a move and after it, or for three of them.
 const AROUND: Duration = Duration::from_millis(700);
 /// How often the network is told.
-const ROUNDS: usize = 5;
+const ANNOUNCED: Announcements = Announcements { rarp: 5, arp: 5 };
 /// By how much one move may set the guest's uptime off, in milliseconds.
 const MAX_STEP: f64 = 50.0;
 
@@ -159,8 +159,8 @@ fn moved(around: &Surroundings, machine: Machine, number: usize) -> Machine {
     let pings = train.end();
     let port = format!("port{}", target.placed.host);
     assert_eq!(around.lan.port_of(&text(MAC)), port);
-    let heard = announcements.end();
-    assert!(heard.rarp >= ROUNDS && heard.arp >= ROUNDS, "{heard:?}");
+    let heard = announcements.end(ANNOUNCED);
+    assert!(heard.has(ANNOUNCED), "{heard:?}");
 
     let downtime = Duration::from_micros(status.downtime.unwrap().total_us);
     let lost = assert_answered(&pings, interval, downtime);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -251,10 +251,19 @@ pub struct Announcements {
     pub arp: usize,
 }
 
+impl Announcements {
+    /// Whether there are as many as in `enough`, or more.
+    pub fn has(self, enough: Self) -> bool {
+        self.rarp >= enough.rarp && self.arp >= enough.arp
+    }
+}
+
 /// Whoever hears what the machine with one MAC address announces.
 pub struct Listener {
     stop: Arc<AtomicBool>,
-    ears: [JoinHandle<usize>; 2],
+    /// How many of each kind.
+    heard: [Arc<AtomicUsize>; 2],
+    ears: [JoinHandle<()>; 2],
 }
 
 impl Listener {
@@ -265,31 +274,43 @@ impl Listener {
     /// There is no such interface, or it is not allowed.
     pub fn start(network: &NetNs, name: &str, mac: [u8; 6]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let ears = [RARP, ARP].map(|kind| {
+        let heard = <[Arc<AtomicUsize>; 2]>::default();
+        let ear = |kind, heard: &Arc<AtomicUsize>| {
             let socket = open(network, name, kind);
-            let stop = stop.clone();
-            thread::spawn(move || hear(&socket, mac, &stop))
-        });
-        Self { stop, ears }
+            let (stop, heard) = (stop.clone(), heard.clone());
+            thread::spawn(move || hear(&socket, mac, &stop, &heard))
+        };
+        let ears = [ear(RARP, &heard[0]), ear(ARP, &heard[1])];
+        Self { stop, heard, ears }
     }
 
-    /// What there was so far; it hears no more.
+    /// What there was until each kind had `enough`, or it was too late; it hears no more.
     ///
     /// # Panics
     ///
     /// A thread has.
-    pub fn end(self) -> Announcements {
+    pub fn end(self, enough: Announcements) -> Announcements {
+        let end = Instant::now() + LATE;
+        let [rarp, arp] = &self.heard;
+        let heard = || Announcements {
+            rarp: rarp.load(Ordering::Relaxed),
+            arp: arp.load(Ordering::Relaxed),
+        };
+        while !heard().has(enough) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
         self.stop.store(true, Ordering::Relaxed);
-        let [rarp, arp] = self.ears.map(|ear| ear.join().expect("an ear"));
-        Announcements { rarp, arp }
+        for ear in self.ears {
+            ear.join().expect("an ear");
+        }
+        heard()
     }
 }
 
 /// Counts announcements: senders that ask for themselves, by their protocol address. A RARP
 /// request has none.
-fn hear(socket: &FrameSocket, mac: [u8; 6], stop: &AtomicBool) -> usize {
+fn hear(socket: &FrameSocket, mac: [u8; 6], stop: &AtomicBool, count: &AtomicUsize) {
     let mut bytes = [0; 128];
-    let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
         let Some(length) = socket.receive(&mut bytes) else {
             continue;
@@ -297,9 +318,8 @@ fn hear(socket: &FrameSocket, mac: [u8; 6], stop: &AtomicBool) -> usize {
         let frame = bytes.get(..length).unwrap_or_default();
         let from = frame.get(6..12) == Some(&mac) && frame.get(22..28) == Some(&mac);
         let of_itself = frame.len() >= 42 && frame.get(28..32) == frame.get(38..42);
-        count += usize::from(from && of_itself);
+        count.fetch_add(usize::from(from && of_itself), Ordering::Relaxed);
     }
-    count
 }
 
 /// A socket in `network`.
