@@ -13,6 +13,7 @@
 //! A page is cleared in the log before it is looked at, so a write that is missed by the look is in
 //! the log.
 
+use std::iter;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -215,7 +216,6 @@ impl Passes {
             drop(tracker);
             self.send_window(number, window, (taken, again), lanes, &mut done)?;
             if lanes.first.is_forced() {
-                // What is left is still to be sent, as if it had been written again.
                 if number == 1 {
                     self.put_off(windows, &seen)?;
                 }
@@ -340,6 +340,7 @@ impl Passes {
         self.send_words(start, words, zeros(number), lanes, done)
     }
 
+    /// Sends pages, all of them unless the machine has to move now.
     fn send_words(
         &self,
         start: usize,
@@ -357,8 +358,11 @@ impl Passes {
         let part = PageSet::from_words(words);
         let mut batch = Batch::new();
         let mut room = BATCH_PAGES;
-        for range in part.ranges() {
-            let (mut next, end) = (first + range.start, first + range.end);
+        let mut ranges = part
+            .ranges()
+            .map(|range| first + range.start..first + range.end);
+        while let Some(Range { start, end }) = ranges.next() {
+            let mut next = start;
             while next < end {
                 let taken = next..end.min(next + room);
                 room -= taken.end - taken.start;
@@ -367,6 +371,10 @@ impl Passes {
                 if room == 0 {
                     self.sent(done, lanes.send(std::mem::take(&mut batch), zeros)?);
                     room = BATCH_PAGES;
+                    if lanes.first.is_forced() {
+                        self.put_back(iter::once(next..end).chain(ranges));
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -374,6 +382,13 @@ impl Passes {
             self.sent(done, lanes.send(batch, zeros)?);
         }
         Ok(())
+    }
+
+    /// Has pages sent later, as if they had been written again.
+    fn put_back(&self, ranges: impl Iterator<Item = Range<u64>>) {
+        let mut pages = PageSet::empty(self.memory.size);
+        ranges.for_each(|range| pages.insert_range(range));
+        self.tracker().put_back(Reader::Transfer, &pages);
     }
 
     fn sent(&self, done: &mut PassDone, amount: Amount) {
