@@ -136,7 +136,8 @@ fn both_sides_agree_on_a_version_or_say_why_not() {
     assert!(matches!(target.meet(), Err(ChannelError::Refused(_))));
     match source.receive_message().unwrap() {
         Message::Refused { reasons } => {
-            assert!(reasons[0].contains("speaks versions 2 to 3"), "{reasons:?}");
+            let versions = format!("speaks versions {} to {}", PROTOCOL + 1, PROTOCOL + 2);
+            assert!(reasons[0].contains(&versions), "{reasons:?}");
         }
         other => panic!("{other:?}"),
     }
