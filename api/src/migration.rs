@@ -204,8 +204,8 @@ pub struct MigrationPatch {
     /// Whether to slow the guest down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_converge: Option<bool>,
-    /// Where to go on with a machine whose memory was still following when the connection broke:
-    /// empty for where it was sent to.
+    /// Where to look for the target of a machine whose connection broke at the hand-over, or when its
+    /// memory was still following: empty for where it was sent to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<String>,
     /// What becomes of a machine whose other side is lost. Where both sides have the same memory,

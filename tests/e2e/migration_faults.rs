@@ -217,7 +217,7 @@ fn both_sides_find_each_other_after_the_commit_was_lost() {
 }
 
 /// A machine whose commit was lost, and with it the connection.
-fn in_doubt() -> Pair {
+pub(crate) fn in_doubt() -> Pair {
     let pair = trapped(
         Link::Tcp,
         (Way::There, Place::Before, "Commit"),

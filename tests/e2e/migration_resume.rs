@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A machine whose memory has lost its way: people say at which other address it goes on, from the
-//! command line.
+//! A machine that has lost its way at the hand-over, or whose memory has later: people say at which
+//! other address it goes on, from the command line.
 
 use std::thread;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use brume_tests::vm::{Outcome, SOON, outcome};
 use serde_json::json;
 
 use crate::migration::{LIMIT, WRITES, assert_settled};
-use crate::migration_faults::{proxy, sprung};
+use crate::migration_faults::{in_doubt, proxy, sprung};
 
 /// How much of the memory goes the first way, in bytes.
 const FIRST_WAY: u64 = 8 << 20;
@@ -62,6 +62,22 @@ fn has_come(pair: &mut Pair) -> MigrationStatus {
     pair.wait(Side::Target, &done, LIMIT);
     assert_settled(pair);
     status
+}
+
+#[test]
+fn a_machine_in_doubt_finds_its_target_at_another_address() {
+    let mut pair = in_doubt();
+    let folder = pair.api(Side::Source).folder();
+    let nobody = format!("unix:{}", folder.join("nobody.sock").display());
+    // It is a try like any other: nobody is there.
+    ctl(&pair, Side::Source, &["--resume", &nobody]).assert_clean();
+    thread::sleep(SOME_TRIES);
+    assert_eq!(pair.progress(Side::Source).phase, MigrationPhase::InDoubt);
+    let second = Proxy::new(pair.listens_at().clone(), folder);
+    let address = second.address().to_string();
+    ctl(&pair, Side::Source, &["--resume", &address]).assert_clean();
+    let status = has_come(&mut pair);
+    assert_eq!(status.peer, Some(address));
 }
 
 #[test]

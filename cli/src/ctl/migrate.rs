@@ -40,12 +40,12 @@ it down with --auto-converge, have it moved at --timeout, or use --mode post-cop
 Ctrl-C calls the move off, and a second one leaves it alone. The status is 0 only if the guest is at
 the other side; 1 if the move was called off or went wrong, in which case the guest goes on here.
 
-If the connection breaks after the guest has moved but before its memory has, the source looks for
-the target by itself, and --resume names another address; `--decide abandon` ends a source whose
-target is lost for good, and the guest with it. If the connection breaks at the hand-over itself,
-both sides wait for each other; if one of them is lost for good, say `--decide run` to the other,
-and only then. Where memory was handed over without a copy that is refused while the process of the
-other side is alive.";
+If the connection breaks at the hand-over, both sides wait for each other: the source looks for the
+target by itself, and --resume names another address. If one of them is lost for good, say `--decide
+run` to the other, and only then. Where memory was handed over without a copy that is refused while
+the process of the other side is alive. If the connection breaks after the guest has moved but
+before its memory has, the source looks for the target in the same way; `--decide abandon` ends a
+source whose target is lost for good, and the guest with it.";
 
 /// Arguments of `brume ctl migrate`.
 #[derive(Args)]
@@ -68,8 +68,8 @@ pub(super) struct MigrateArgs {
     /// Call a move off: the guest stays here
     #[arg(long, group = "what")]
     cancel: bool,
-    /// Go on with a move whose connection broke while memory followed, at the same address or at
-    /// another one
+    /// Go on with a move whose connection broke at the hand-over, or while memory followed, at the
+    /// same address or at another one
     #[arg(long, value_name = "ADDR", group = "what", num_args = 0..=1)]
     resume: Option<Option<String>>,
     /// Decide about a machine whose other side is lost since the hand-over: run it here, or

@@ -187,10 +187,14 @@ impl Machine {
             may_decide(decision, phase)?;
             moving.control.check(decision)?;
         }
-        if patch.resume.is_some() && phase != MigrationPhase::PostCopyInterrupted {
+        let is_lost = matches!(
+            phase,
+            MigrationPhase::PostCopyInterrupted | MigrationPhase::InDoubt
+        );
+        if patch.resume.is_some() && !is_lost {
             return Err(Fault::new(
-                "There is nothing to resume: that is for memory that follows its machine, when \
-                 its connection has broken.",
+                "There is nothing to resume: that is for a machine that was handed over, when its \
+                 connection has broken.",
             ));
         }
         moving.control.patch(patch);

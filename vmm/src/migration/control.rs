@@ -241,13 +241,12 @@ impl Control {
         }
     }
 
-    /// What a person has decided, once; waits for it that long.
+    /// What a person has decided, once; waits so long for that, or for a word on where it goes on.
     pub(super) fn decision(&self, limit: Duration) -> Option<Decision> {
         let state = self.lock();
-        let waited = self
-            .0
-            .changed
-            .wait_timeout_while(state, limit, |state| state.decision.is_none());
+        let waited = self.0.changed.wait_timeout_while(state, limit, |state| {
+            state.decision.is_none() && state.resume.is_none()
+        });
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.decision.take().map(|decision| match decision {
             MigrationDecision::Run => Decision::Run,
@@ -255,15 +254,9 @@ impl Control {
         })
     }
 
-    /// Where a person wants it to go on, once; waits for it that long.
-    pub(super) fn resume(&self, limit: Duration) -> Option<String> {
-        let state = self.lock();
-        let waited = self
-            .0
-            .changed
-            .wait_timeout_while(state, limit, |state| state.resume.is_none());
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.resume.take()
+    /// Where a person wants it to go on, once.
+    pub(super) fn resume(&self) -> Option<String> {
+        self.lock().resume.take()
     }
 
     /// Waits so long, or until it is called off, or `rate` is not the limit any more.

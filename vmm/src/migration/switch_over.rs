@@ -98,6 +98,7 @@ impl SwitchOver<'_> {
             }
         };
         Talk {
+            route: self.route.clone(),
             context: self,
             machine,
             moments,
@@ -203,6 +204,8 @@ impl SwitchOver<'_> {
 /// The exchange after everything was sent.
 struct Talk<'a> {
     context: SwitchOver<'a>,
+    /// Where the target is looked for.
+    route: Route,
     machine: Source,
     moments: Moments,
     follows: Option<Follows>,
@@ -307,6 +310,7 @@ impl Talk<'_> {
                 "the connection broke while the machine was handed over: neither side runs it \
                  until the target is found again"
             );
+            self.forget_directions();
             self.context.progress.enter(MigrationPhase::InDoubt);
         }
     }
@@ -344,15 +348,38 @@ impl Talk<'_> {
         if let Some(decision) = self.context.control.decision(RETRY) {
             return self.step(Event::Decision(decision));
         }
-        if let Ok(channel) = self.context.route.come_back(STILL_LIMIT) {
+        self.take_directions();
+        if let Ok(channel) = self.route.come_back(STILL_LIMIT) {
             self.channel = Some(channel);
+            let peer = self.route.address.to_string();
+            let progress = self.context.progress;
+            progress.update(|status| status.peer = Some(peer));
             self.step(Event::Returned);
         }
     }
 
+    /// Looks from now on where people say that the target is; empty for where it was.
+    fn take_directions(&mut self) {
+        match self.context.control.resume() {
+            Some(place) if place.is_empty() => self.route = self.context.route.clone(),
+            // It was checked when it was said.
+            Some(place) => {
+                if let Ok(address) = place.parse() {
+                    self.route.address = address;
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// What was said before the target was lost means nothing any more.
+    fn forget_directions(&self) {
+        let _ = self.context.control.resume();
+    }
+
     /// Tells a target that was lost that it is not needed any more, beside everything else.
     fn say_good_bye(&self) {
-        let route = self.context.route.clone();
+        let route = self.route.clone();
         let tell = move || {
             for _ in 0..LAST_WORDS {
                 std::thread::sleep(RETRY);

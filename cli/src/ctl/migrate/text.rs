@@ -101,11 +101,17 @@ pub(super) fn help(status: &MigrationStatus) -> Option<String> {
              what is missing. `brume receive` there still waits; `brume ctl migrate --resume` here \
              goes on"
         )),
-        MigrationPhase::InDoubt => Some(format!(
-            "the connection broke at the hand-over: neither side runs the guest until both have \
-             found each other, which is tried again and again. If {peer} is lost for good, `brume \
-             ctl migrate --decide run` has it go on here"
-        )),
+        MigrationPhase::InDoubt => {
+            let other_way = match status.role {
+                MigrationRole::Source => "; --resume ADDR tries another address",
+                _ => "",
+            };
+            Some(format!(
+                "the connection broke at the hand-over: neither side runs the guest until both have \
+                 found each other, which is tried again and again{other_way}. If {peer} is lost for \
+                 good, `brume ctl migrate --decide run` has it go on here"
+            ))
+        }
         _ => None,
     }
 }

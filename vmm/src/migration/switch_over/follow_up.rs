@@ -50,8 +50,7 @@ impl Talk<'_> {
             self.context
                 .progress
                 .update(|status| status.error = Some(why));
-            // What was said of an interruption before this one.
-            let _ = self.context.control.resume(Duration::ZERO);
+            self.forget_directions();
             self.context
                 .progress
                 .enter(MigrationPhase::PostCopyInterrupted);
@@ -72,25 +71,19 @@ impl Talk<'_> {
 
     /// Looks for a target that was lost, until it is found or given up.
     fn find_target(&mut self) -> Found {
-        let control = self.context.control;
-        let mut route = self.context.route.clone();
         loop {
-            if let Some(decision) = control.decision(Duration::ZERO) {
+            if let Some(decision) = self.context.control.decision(RETRY) {
                 self.step(Event::Decision(decision));
                 if self.machine.state() == SourceState::Gone {
                     return Found::GivenUp;
                 }
             }
-            // Empty for where it was.
-            let place = control.resume(RETRY).unwrap_or_default();
-            if let Ok(address) = place.parse() {
-                route.address = address;
-            }
+            self.take_directions();
             let Some(follows) = &mut self.follows else {
                 return Found::Complete;
             };
             let (left, lane) = (&follows.left, &mut self.context.lanes.first);
-            match find_again(&route, lane, left) {
+            match find_again(&self.route, lane, left) {
                 Ok(Lacks::Nothing) => return Found::Complete,
                 Ok(Lacks::Pages) => {}
                 Err(error) => {
@@ -99,13 +92,13 @@ impl Talk<'_> {
                 }
             }
             let (memory, progress) = (self.context.passes.memory(), self.context.progress);
-            let server = Faults::connect(&route).and_then(|channel| {
-                let lane = Lane::new(channel, memory.clone(), control.clone());
+            let server = Faults::connect(&self.route).and_then(|channel| {
+                let lane = Lane::new(channel, memory.clone(), self.context.control.clone());
                 Faults::serve(lane, left, progress)
             });
             if let Ok(server) = server {
                 follows.server = Some(server);
-                return Found::Lacking(route.address.to_string());
+                return Found::Lacking(self.route.address.to_string());
             }
         }
     }
