@@ -43,6 +43,7 @@ mod source;
 mod status;
 mod switch_over;
 mod target;
+mod warm_heap;
 
 pub(crate) use control::Control;
 pub(crate) use disks::Disks;

@@ -23,6 +23,7 @@ use super::route::Route;
 use super::serving::Faults;
 use super::status::{Progress, micros, per_second};
 use super::switch_over::SwitchOver;
+use super::warm_heap::WarmHeap;
 use crate::cpu::Place;
 use crate::dirty::DirtyTracker;
 use crate::event::{Event, EventSender};
@@ -38,6 +39,9 @@ const OFFER_LIMIT: Duration = Duration::from_secs(60);
 const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// How long the target may take to say what is wrong with a connection, while the guest runs here.
 const WORD_LIMIT: Duration = Duration::from_secs(1);
+
+/// How many bitmaps of the memory there are at once.
+const BITMAPS: u64 = 10;
 
 /// What the owner of the machine is asked for, or told.
 pub(crate) enum SourceEvent {
@@ -167,6 +171,7 @@ impl Departure {
             Ok(others) => others,
             Err(error) => return Err(call_off(&mut channel, error, WORD_LIMIT)),
         };
+        let _heap = WarmHeap::begin(self.memory.size, BITMAPS);
         let others = others.into_iter().map(|channel| self.lane(channel));
         let mut lanes =
             Lanes::new(self.lane(channel), others.collect()).map_err(SourceError::Thread)?;

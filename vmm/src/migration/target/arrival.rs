@@ -19,6 +19,7 @@ use super::super::following::Handset;
 use super::super::incoming::{IncomingEvent, Stopped};
 use super::super::offer::{Acceptance, Offer};
 use super::super::serving::words_of;
+use super::super::warm_heap::WarmHeap;
 use super::{Failure, LOOK, Reception};
 use crate::event::Event;
 use crate::memory::{Backing, Filling, Following, MachineMemory};
@@ -30,6 +31,8 @@ const OFFER_LIMIT: Duration = Duration::from_secs(10);
 pub(super) const OTHERS_LIMIT: Duration = Duration::from_secs(10);
 /// How long nothing may come while memory moves.
 pub(super) const STALL_LIMIT: Duration = Duration::from_secs(30);
+/// How many bitmaps of the memory there are at once.
+const BITMAPS: u64 = 5;
 /// The most connections that carry memory.
 const MOST_CONNECTIONS: u8 = 16;
 
@@ -98,6 +101,7 @@ impl<'a> Arrival<'a> {
         let memory = self.prepare(&offer, handed)?;
         let small = offer.config.machine_config.huge_pages == HugePages::None;
         let filling = Arc::new(Filling::begin(memory, small && !self.shares_memory));
+        let _heap = WarmHeap::begin(filling.memory().size, BITMAPS);
         let (connections, may_follow) = if self.shares_memory {
             (1, false)
         } else {
