@@ -195,8 +195,13 @@ impl Channel {
     ///
     /// The other side does not take them.
     pub fn send_pages(&mut self, batch: &PageBatch) -> Result<u64, ChannelError> {
-        self.compressor.learn(batch.data());
+        self.learn(batch);
         self.send_pages_at_once(batch)
+    }
+
+    /// Learns from pages how those that are sent from now on are compressed best.
+    pub fn learn(&mut self, batch: &PageBatch) {
+        self.compressor.learn(batch.data());
     }
 
     /// As [`Channel::send_pages`] for pages that a guest waits for: no time is taken to learn from

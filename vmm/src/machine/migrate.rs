@@ -10,6 +10,7 @@ use brume_api::{
     MigrationRequest, MigrationRole, MigrationStatus, OnTimeout, Request as ApiRequest,
     SendMigration, with_causes,
 };
+use brume_migration::Address;
 use brume_snapshot::StateWriter;
 use brume_virtio::block::BlockControl;
 
@@ -191,6 +192,10 @@ impl Machine {
             phase,
             MigrationPhase::PostCopyInterrupted | MigrationPhase::InDoubt
         );
+        if let Some(place) = patch.resume.as_deref().filter(|place| !place.is_empty()) {
+            let address: Result<Address, _> = place.parse();
+            address.map_err(|error| Fault::from_error(&error))?;
+        }
         if patch.resume.is_some() && !is_lost {
             return Err(Fault::new(
                 "There is nothing to resume: that is for a machine that was handed over, when its \

@@ -192,9 +192,11 @@ impl Control {
         self.lock().connections = Connections::Guarded;
     }
 
-    /// From now on it cannot be called off, and is not if it was: the guest runs at the target.
+    /// From now on it cannot be called off, and is not if it was: the guest runs at the target. What
+    /// was decided while nobody knew that is void.
     pub(super) fn pass(&self) {
         let mut state = self.lock();
+        state.decision = None;
         state.connections = Connections::Past;
         self.0.cancelled.store(false, Ordering::Release);
     }

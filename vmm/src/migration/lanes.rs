@@ -124,6 +124,11 @@ impl Lane {
         self.send_filled(Channel::send_pages_at_once)
     }
 
+    /// Takes the time to learn from what was sent last how pages are compressed best.
+    pub(super) fn learn(&mut self) {
+        self.channel.learn(&self.batch);
+    }
+
     /// Copies pages, to be sent next.
     fn fill(&mut self, pages: &[Range<u64>], zeros: Zeros) -> Result<(), LaneError> {
         self.batch.clear();
@@ -186,7 +191,7 @@ impl Lane {
             if self.control.late() == Some(OnTimeout::Cancel) {
                 return Err(LaneError::TooSlow);
             }
-            if left <= KEEP_ALIVE || self.control.rate().get() != rate {
+            if left <= KEEP_ALIVE || self.control.rate().get() != rate || self.is_forced() {
                 return Ok(());
             }
             self.keep_alive()?;

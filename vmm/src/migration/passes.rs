@@ -372,7 +372,7 @@ impl Passes {
                     self.sent(done, lanes.send(std::mem::take(&mut batch), zeros)?);
                     room = BATCH_PAGES;
                     if lanes.first.is_forced() {
-                        self.put_back(iter::once(next..end).chain(ranges));
+                        done.pages -= self.put_back(iter::once(next..end).chain(ranges));
                         return Ok(());
                     }
                 }
@@ -384,11 +384,12 @@ impl Passes {
         Ok(())
     }
 
-    /// Has pages sent later, as if they had been written again.
-    fn put_back(&self, ranges: impl Iterator<Item = Range<u64>>) {
+    /// Has pages sent later, as if they had been written again; how many they are.
+    fn put_back(&self, ranges: impl Iterator<Item = Range<u64>>) -> u64 {
         let mut pages = PageSet::empty(self.memory.size);
         ranges.for_each(|range| pages.insert_range(range));
         self.tracker().put_back(Reader::Transfer, &pages);
+        pages.count()
     }
 
     fn sent(&self, done: &mut PassDone, amount: Amount) {

@@ -173,6 +173,7 @@ fn answer(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), LaneE
                 let amount = lane.send_at_once(&[pages])?;
                 progress.sent(amount);
                 progress.update(|status| status.faults += 1);
+                lane.learn();
             }
             Received::Message(Message::KeepAlive) => {}
             _ => {

@@ -290,7 +290,12 @@ impl Talk<'_> {
 
     fn channel_event(&mut self, error: ChannelError) -> Event {
         let event = match error {
-            ChannelError::Closed if ends_mean_something(self.channel()) => Event::LinkClosed,
+            // On another connection than the first one, a relay may be what has ended.
+            ChannelError::Closed
+                if self.channel.is_none() && ends_mean_something(self.channel()) =>
+            {
+                Event::LinkClosed
+            }
             ChannelError::Closed | ChannelError::Lost(_) => Event::LinkLost,
             ChannelError::TimedOut => Event::TimedOut,
             _ => Event::Unexpected,
@@ -310,7 +315,6 @@ impl Talk<'_> {
                 "the connection broke while the machine was handed over: neither side runs it \
                  until the target is found again"
             );
-            self.forget_directions();
             self.context.progress.enter(MigrationPhase::InDoubt);
         }
     }
@@ -345,16 +349,26 @@ impl Talk<'_> {
 
     /// Looks for the target again, or for somebody who decides.
     fn seek(&mut self) {
-        if let Some(decision) = self.context.control.decision(RETRY) {
+        let decision = self.context.control.decision(RETRY);
+        self.take_directions();
+        if let Some(decision) = decision {
             return self.step(Event::Decision(decision));
         }
-        self.take_directions();
-        if let Ok(channel) = self.route.come_back(STILL_LIMIT) {
-            self.channel = Some(channel);
-            let peer = self.route.address.to_string();
-            let progress = self.context.progress;
-            progress.update(|status| status.peer = Some(peer));
-            self.step(Event::Returned);
+        match self.route.come_back(STILL_LIMIT) {
+            Ok(channel) => {
+                self.channel = Some(channel);
+                let peer = self.route.address.to_string();
+                let progress = self.context.progress;
+                progress.update(|status| status.peer = Some(peer));
+                self.step(Event::Returned);
+            }
+            Err(error) => {
+                let address = &self.route.address;
+                tracing::debug!(
+                    "the target is not found at {address}: {}",
+                    with_causes(&error)
+                );
+            }
         }
     }
 
@@ -379,15 +393,12 @@ impl Talk<'_> {
 
     /// Tells a target that was lost that it is not needed any more, beside everything else.
     fn say_good_bye(&self) {
-        let route = self.route.clone();
+        // Where people said that it is may be wrong.
+        let routes = [self.route.clone(), self.context.route.clone()];
         let tell = move || {
             for _ in 0..LAST_WORDS {
                 std::thread::sleep(RETRY);
-                let why = "the source goes on with the machine".to_owned();
-                let told = route
-                    .come_back(STILL_LIMIT)
-                    .and_then(|mut channel| Ok(channel.send(&Message::Cancel { why })?));
-                if told.is_ok() {
+                if routes.iter().any(|route| say_good_bye(route).is_ok()) {
                     return;
                 }
             }
@@ -421,7 +432,7 @@ impl Talk<'_> {
         let downtime = self.moments.downtime(resume);
         tracing::info!(
             "the machine has moved to {}; it stood still for {} us",
-            self.context.route.address,
+            self.route.address,
             downtime.total_us
         );
         self.context.progress.update(|status| {
@@ -434,6 +445,14 @@ impl Talk<'_> {
         });
         self.context.progress.enter(phase);
     }
+}
+
+/// Tells a target that it is not needed any more.
+fn say_good_bye(route: &Route) -> Result<(), SourceError> {
+    let why = "the source goes on with the machine".to_owned();
+    let mut channel = route.come_back(STILL_LIMIT)?;
+    channel.send(&Message::Cancel { why })?;
+    Ok(())
 }
 
 impl Moments {

@@ -10,36 +10,50 @@
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
+use std::sync::{Mutex, PoisonError};
 
 use crate::page_set::PAGE_SIZE;
 
 /// Larger ones are got from the kernel each for itself; the most that the C library takes.
 const LARGE: libc::c_int = 32 << 20;
-/// What the C library has for both by itself.
+/// What the C library begins with, for both.
 const USUAL: libc::c_int = 128 << 10;
+/// The most room that is made. A thread's heap takes no more in one piece, and a host may have
+/// little left.
+const MOST: u64 = 24 << 20;
 
-/// While this is there, what the process frees stays with it, to be used again.
+/// How many there are: threads may move a machine on while others still see it in.
+static HEAPS: Mutex<u32> = Mutex::new(0);
+
+/// While there is one, what the process frees stays with it, to be used again.
 pub(super) struct WarmHeap(());
 
 impl WarmHeap {
-    /// Begins it, with room for so many bitmaps at once of a memory of `size` bytes, for this thread.
+    /// Begins it, with room for so many bitmaps at once of a memory of `size` bytes, for this thread;
+    /// for fewer if they are large.
     pub(super) fn begin(size: u64, bitmaps: u64) -> Self {
+        let mut heaps = HEAPS.lock().unwrap_or_else(PoisonError::into_inner);
+        *heaps += 1;
         set_thresholds(LARGE);
-        let bytes = usize::try_from(size / PAGE_SIZE / 8 * bitmaps);
+        let bytes = MOST.min(size / PAGE_SIZE / 8 * bitmaps);
         // Ones, so that all of it is written to.
-        drop(black_box(vec![1_u8; bytes.unwrap_or(0)]));
+        drop(black_box(vec![1_u8; usize::try_from(bytes).unwrap_or(0)]));
         Self(())
     }
 }
 
 impl Drop for WarmHeap {
     fn drop(&mut self) {
-        set_thresholds(USUAL);
-        give_back();
+        let mut heaps = HEAPS.lock().unwrap_or_else(PoisonError::into_inner);
+        *heaps -= 1;
+        if *heaps == 0 {
+            set_thresholds(USUAL);
+            // SAFETY: it gives memory to the kernel that nobody uses.
+            unsafe { libc::malloc_trim(0) };
+        }
     }
 }
 
-#[cfg(target_env = "gnu")]
 fn set_thresholds(bytes: libc::c_int) {
     for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
         // SAFETY: it changes what is done with memory that is got or freed from now on, and nothing
@@ -47,18 +61,6 @@ fn set_thresholds(bytes: libc::c_int) {
         unsafe { libc::mallopt(parameter, bytes) };
     }
 }
-
-#[cfg(target_env = "gnu")]
-fn give_back() {
-    // SAFETY: it gives memory to the kernel that nobody uses.
-    unsafe { libc::malloc_trim(0) };
-}
-
-#[cfg(not(target_env = "gnu"))]
-fn set_thresholds(_bytes: libc::c_int) {}
-
-#[cfg(not(target_env = "gnu"))]
-fn give_back() {}
 
 #[cfg(test)]
 mod tests {

@@ -63,7 +63,11 @@ impl Talk<'_> {
                     });
                     self.context.progress.enter(MigrationPhase::PostCopy);
                 }
-                Found::Complete => return self.served(),
+                Found::Complete(address) => {
+                    let progress = self.context.progress;
+                    progress.update(|status| status.peer = Some(address));
+                    return self.served();
+                }
                 Found::GivenUp => return self.lost("it was given up"),
             }
         }
@@ -80,11 +84,11 @@ impl Talk<'_> {
             }
             self.take_directions();
             let Some(follows) = &mut self.follows else {
-                return Found::Complete;
+                return Found::GivenUp;
             };
             let (left, lane) = (&follows.left, &mut self.context.lanes.first);
             match find_again(&self.route, lane, left) {
-                Ok(Lacks::Nothing) => return Found::Complete,
+                Ok(Lacks::Nothing) => return Found::Complete(self.route.address.to_string()),
                 Ok(Lacks::Pages) => {}
                 Err(error) => {
                     tracing::debug!("the target is not found again: {error}");
@@ -124,8 +128,8 @@ impl Talk<'_> {
 enum Found {
     /// It lacks pages, and is at that address.
     Lacking(String),
-    /// It has everything.
-    Complete,
+    /// It has everything, and is at that address.
+    Complete(String),
     /// Nobody looks for it any more.
     GivenUp,
 }

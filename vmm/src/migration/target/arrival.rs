@@ -101,7 +101,8 @@ impl<'a> Arrival<'a> {
         let memory = self.prepare(&offer, handed)?;
         let small = offer.config.machine_config.huge_pages == HugePages::None;
         let filling = Arc::new(Filling::begin(memory, small && !self.shares_memory));
-        let _heap = WarmHeap::begin(filling.memory().size, BITMAPS);
+        let size = filling.memory().size;
+        let heap = (!self.shares_memory).then(|| WarmHeap::begin(size, BITMAPS));
         let (connections, may_follow) = if self.shares_memory {
             (1, false)
         } else {
@@ -134,6 +135,7 @@ impl<'a> Arrival<'a> {
         }
         self.load(state);
         self.hand_over();
+        drop(heap);
         if self.machine.state() == TargetState::Running {
             self.follow();
             self.see_off();
