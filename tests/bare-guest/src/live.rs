@@ -62,7 +62,8 @@ impl Live {
             if beat {
                 console::beat();
             }
-            while let Some(command) = console::read_byte() {
+            // One at a time: who asked before sees the turn counted when it asks again.
+            if let Some(command) = console::read_byte() {
                 let start = clock::now();
                 self.answer(command);
                 self.turns.rested(start);
