@@ -30,6 +30,7 @@ mod disks;
 mod disks_in;
 mod error;
 mod following;
+mod host_memory;
 mod in_use;
 mod incoming;
 mod lanes;

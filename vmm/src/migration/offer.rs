@@ -2,15 +2,14 @@
 //! What two sides agree on before memory moves: what the machine is made of, and whether the target
 //! has all that it needs.
 
-use std::fs;
-
-use brume_api::config::VmConfig;
+use brume_api::config::{HugePages, VmConfig};
 use brume_api::{Fault, MigrationMode, ReceiveMigration};
 use brume_snapshot::Saved;
 use brume_virtio::block::image_size;
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
+use super::host_memory;
 use super::in_use::InUse;
 use super::sections::MetadataSection;
 use crate::chipset::ChipsetState;
@@ -20,9 +19,6 @@ use crate::memory::MachineMemory;
 use crate::overrides::{Overrides, Unknown};
 use crate::page_set::PAGE_SIZE;
 use crate::snapshot::{Prepared, Raw, VirtioSection};
-
-/// Where Linux tells how much memory can still be used.
-const MEMINFO: &str = "/proc/meminfo";
 
 /// What the source tells of the machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -181,12 +177,16 @@ impl Offer {
         if self.shares_memory && !config.machine_config.shared_memory {
             reasons.push("the source hands over memory of a machine that does not share it".into());
         }
-        // What is handed over is used already.
-        if let Some(available) = available_memory().filter(|_| !self.shares_memory)
+        // What is handed over is used already, and huge pages are reserved: they are had or not when
+        // they are made.
+        let huge = self.config.machine_config.huge_pages == HugePages::Size2M;
+        let is_new = !self.shares_memory && !huge;
+        if let Some(available) = host_memory::available().filter(|_| is_new)
             && available < self.memory_in_use
         {
             reasons.push(format!(
-                "the machine uses {} MiB of memory and the target's host has {} MiB left",
+                "the machine uses {} MiB of memory and the target can have {} MiB, by what its host \
+                 and its control groups have left",
                 self.memory_in_use >> 20,
                 available >> 20
             ));
@@ -275,16 +275,6 @@ fn unknown_part(unknown: &Unknown) -> String {
         Unknown::Drive(id) => ("file", format!("drive \"{id}\"")),
     };
     format!("the target wants another {what} for {part}, which the machine does not have")
-}
-
-/// How much memory this host can still give, in bytes, if it tells.
-fn available_memory() -> Option<u64> {
-    let text = fs::read_to_string(MEMINFO).ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
 }
 
 #[cfg(test)]
