@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+mod advise;
 mod filling;
 mod following;
 mod handler;

@@ -102,6 +102,7 @@ mod tests {
             migration: MigrationStatus {
                 role: brume_api::MigrationRole::Source,
                 disk_bytes: 4096,
+                time_left_ms: Some(1500),
                 downtime: Some(brume_api::MigrationDowntime::default()),
                 ..MigrationStatus::default()
             },

@@ -4,6 +4,7 @@
 //! Pages are numbered as they follow each other in a memory file: all regions in the order of their
 //! guest addresses, without the hole between them.
 
+use std::iter;
 use std::ops::Range;
 
 use brume_virtio::GuestMemory;
@@ -14,7 +15,7 @@ pub(crate) const PAGE_SIZE: u64 = PAGE as u64;
 /// The same for what is in the host's memory.
 pub(crate) const PAGE: usize = 4096;
 /// How many pages a word is for.
-const WORD_PAGES: u64 = 64;
+pub(crate) const WORD_PAGES: u64 = 64;
 
 /// A region of a guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +176,13 @@ impl PageSet {
         self.insert_words(0, &other.words);
     }
 
+    /// Its pages that `other` has not.
+    pub(crate) fn without(&self, other: &Self) -> Self {
+        let others = other.words.iter().copied().chain(iter::repeat(0));
+        let words = self.words.iter().zip(others);
+        Self::from_words(words.map(|(own, other)| own & !other).collect())
+    }
+
     /// How many pages there are.
     pub(crate) fn count(&self) -> u64 {
         self.count_in(0..self.words.len())
@@ -266,6 +274,23 @@ mod tests {
             let pages: BTreeSet<u64> = ranges.into_iter().flatten().collect();
             prop_assert_eq!(set.count(), model.len() as u64);
             prop_assert_eq!(pages, model);
+        }
+
+        #[test]
+        fn a_set_without_another_has_the_rest(
+            [own, other] in proptest::array::uniform2(0..PAGES),
+            [own_len, other_len] in proptest::array::uniform2(0_u64..200),
+            other_pages in 0..PAGES,
+        ) {
+            let (own, other) = (own..own + own_len, other..other + other_len);
+            let mut set = PageSet::empty(PAGES * PAGE_SIZE);
+            set.insert_range(own.clone());
+            // It may be of a smaller memory.
+            let mut less = PageSet::empty(other_pages * PAGE_SIZE);
+            less.insert_range(other.clone());
+            let rest: Vec<u64> = set.without(&less).ranges().flatten().collect();
+            let kept = own.filter(|page| *page < PAGES && !less.contains(*page));
+            prop_assert_eq!(rest, kept.collect::<Vec<_>>());
         }
 
         #[test]

@@ -79,7 +79,7 @@ impl Compressor {
         (self.before, self.after)
     }
 
-    /// Takes the time to learn from `pages`, which are sent next, how they are compressed best.
+    /// Takes the time to learn from `pages` how those that are sent from now on are compressed best.
     pub(crate) fn learn(&mut self, pages: &[u8]) {
         if self.choice == Choice::Auto {
             self.auto.learn(pages, &mut self.packer);

@@ -14,13 +14,17 @@
 //!    (with disks: Disk ...; DisksEnded; DisksTaken, until little of them is left)
 //!    Pages ...; PassEnded     ================================>
 //!    <------------------------------------------------ PassTaken   and so on, pass by pass
+//!    (memory follows: Missing ...; Stale)  -------------------->  what has come of it is forgotten
+//!    <------------------------------------------------ Forgotten
 //!    -- the guest is paused --
 //!    (with disks: Disk ...; DisksEnded)
-//!    Pages ...; State; Sent   ================================>  all of it is taken on
+//!    Pages ...; (Missing ...;) State; Sent  ==================>  all of it is taken on
 //!    <---------------------------------------------------- Ready
 //!    Commit                   --------------------------------->  from here on it is the target's
 //!    <------------------------------------------------- TakenOver  sent before the guest goes on
 //!    <--------------------------------------------------- Running
+//!    (memory follows: Pages ...; MemorySent; on a connection of its own, Need and Pages)
+//!    <-------------------------------------------------- Complete
 //! ```
 //!
 //! Until it has sent `Commit` the source may go on with the guest at any time, after it has said
@@ -60,6 +64,6 @@ pub use state::{MOST_STATE, StateParts};
 pub use tls::{Tls, TlsError, TlsFiles};
 
 /// The newest version of what is said here.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// The oldest version that is understood.
-pub const OLDEST_PROTOCOL: u32 = 2;
+pub const OLDEST_PROTOCOL: u32 = 3;

@@ -106,6 +106,11 @@ pub enum Message {
         /// The number of the pass.
         pass: u32,
     },
+    /// Source, before the guest stops: what has come of the missing pages that were told of until
+    /// now is old; they follow the guest.
+    Stale,
+    /// Target: it has forgotten them.
+    Forgotten,
     /// Source: all blocks of a pass over the disks have been sent.
     DisksEnded {
         /// Whether the guest is paused, so that there will be no more.

@@ -110,6 +110,13 @@ impl Machine {
             ));
         }
         let route = Route::of(&request)?;
+        let is_passed = matches!(route.address, Address::Fd(_));
+        if is_passed && (request.connections > 1 || may_follow(&request)) {
+            return Err(Fault::new(
+                "A socket that was passed is one connection: use 1 for `connections`, mode \
+                 PreCopy, and another on_timeout than PostCopy.",
+            ));
+        }
         let disks = self.disks_to_move(&request)?;
         let control = Control::sending(&request);
         let progress = self.telemetry.migration.clone();
@@ -202,6 +209,11 @@ impl Machine {
                  connection has broken.",
             ));
         }
+        if has_limits(patch) && has_gone(phase) {
+            return Err(Fault::new(
+                "The machine was handed over: limits are for the time before that.",
+            ));
+        }
         moving.control.patch(patch);
         self.telemetry.migration.update(|status| {
             if let Some(limit) = patch.bandwidth_limit {
@@ -259,7 +271,8 @@ impl Machine {
     fn hand_over(&mut self, reply: &Sender<HandOver>, follows: bool) {
         let since = Instant::now();
         let ran = self.state == VmState::Running;
-        let stopped = self.stop_for_move(ran); // Whoever asked may have ended.
+        let stopped = self.stop_for_move(ran);
+        // Whoever asked may have ended.
         let _ = match stopped {
             Err(why) => reply.send(HandOver::Failed(why)),
             Ok(()) => {
@@ -363,6 +376,23 @@ fn may_decide(decision: MigrationDecision, phase: MigrationPhase) -> Result<(), 
             "There is nothing to decide: the two sides have not lost each other.",
         )),
     }
+}
+
+/// Whether a change is one of how a machine moves that runs here.
+const fn has_limits(patch: &MigrationPatch) -> bool {
+    patch.bandwidth_limit.is_some()
+        || patch.max_downtime_ms.is_some()
+        || patch.timeout_s.is_some()
+        || patch.on_timeout.is_some()
+        || patch.auto_converge.is_some()
+}
+
+/// Whether the machine may run at the target.
+const fn has_gone(phase: MigrationPhase) -> bool {
+    matches!(
+        phase,
+        MigrationPhase::InDoubt | MigrationPhase::PostCopy | MigrationPhase::PostCopyInterrupted
+    )
 }
 
 /// Whether memory may have to follow the machine.

@@ -5,23 +5,41 @@
 //! that are overwritten at once: together more than all else that is done to it. So the memory is
 //! registered with a userfaultfd, which takes pages by the hundred as they are. Nobody waits for a
 //! page, and where the host does not allow it they are written as usual.
+//!
+//! Pages that have come may be forgotten again, because they are old and what takes their places
+//! follows the guest. Then the registration stays until [`Following`](super::Following) takes it
+//! over: without it, the kernel might put a large page where a small one is missing.
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use brume_api::with_causes;
 use vm_memory::bitmap::Bitmap;
 
 use super::MachineMemory;
-use super::uffd::Uffd;
-use crate::page_set::PAGE;
+use super::uffd::{Uffd, UffdError};
+use crate::page_set::{PAGE, PageSet};
 
-/// Memory that is filled. Nobody reads it before [`Filling::settle`] was called.
+/// Memory that is filled. Nobody reads it before [`Filling::settle`] was called, or before
+/// [`Following`](super::Following) has taken it over.
 pub(crate) struct Filling {
     memory: Arc<MachineMemory>,
+    state: RwLock<State>,
+}
+
+struct State {
     /// Closing it ends the registration.
-    uffd: RwLock<Option<Uffd>>,
+    uffd: Option<Uffd>,
+    /// Pages that have come, were forgotten, and have not come again.
+    forgotten: Option<PageSet>,
+}
+
+impl State {
+    fn is_whole(&self) -> bool {
+        let forgotten = self.forgotten.as_ref();
+        forgotten.is_none_or(|pages| pages.first_from(0).is_none())
+    }
 }
 
 impl Filling {
@@ -34,9 +52,10 @@ impl Filling {
                 .ok()
         };
         let uffd = by_page.then(register).flatten();
+        let forgotten = None;
         Self {
             memory,
-            uffd: RwLock::new(uffd),
+            state: RwLock::new(State { uffd, forgotten }),
         }
     }
 
@@ -51,9 +70,9 @@ impl Filling {
     ///
     /// The memory has no such pages, or the host has none left.
     pub(crate) fn write(&self, pages: Range<u64>, bytes: &[u8]) -> io::Result<()> {
-        let slice = self.memory.slice(pages)?;
-        let uffd = self.uffd.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(uffd) = &*uffd else {
+        let slice = self.memory.slice(pages.clone())?;
+        let state = self.come(&pages);
+        let Some(uffd) = &state.uffd else {
             slice.copy_from(bytes);
             return Ok(());
         };
@@ -74,23 +93,82 @@ impl Filling {
     ///
     /// # Errors
     ///
-    /// The memory has no such pages.
+    /// The memory has no such pages, or the host has none left.
     pub(crate) fn zero(&self, mut pages: Range<u64>) -> io::Result<()> {
-        // A page of them that is not there could not be looked at.
-        self.settle();
         pages.try_for_each(|page| {
-            if !self.memory.is_zero(page)? {
-                let slice = self.memory.slice(page..page + 1)?;
-                slice.copy_from(&[0_u8; PAGE]);
+            let slice = self.memory.slice(page..page + 1)?;
+            let state = self.come(&(page..page + 1));
+            let clear = || {
+                if !self.memory.is_zero(page)? {
+                    slice.copy_from(&[0_u8; PAGE]);
+                }
+                Ok(())
+            };
+            match &state.uffd {
+                // One that is not there could not be looked at.
+                Some(uffd) => uffd.zero(slice.ptr_guard_mut().as_ptr() as u64, clear),
+                None => clear(),
             }
-            Ok(())
         })
     }
 
-    /// From now on the memory is as any other.
+    /// Forgets the pages of `words`, the first of which is word `first`; they may have come.
+    ///
+    /// # Errors
+    ///
+    /// The host does not allow it.
+    pub(crate) fn forget(&self, first: usize, words: &[u64]) -> Result<(), UffdError> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if state.uffd.is_none() {
+            state.uffd = Some(Uffd::over(&self.memory.regions)?);
+        }
+        let none = || PageSet::empty(self.memory.size);
+        let forgotten = state.forgotten.get_or_insert_with(none);
+        let known = PageSet::from_words(forgotten.words(first..first + words.len()).to_vec());
+        let stale = PageSet::from_words(words.to_vec()).without(&known);
+        let discarded = self.memory.discard(first, stale.into_words());
+        forgotten.insert_words(first, words);
+        discarded.map_err(UffdError::Register)
+    }
+
+    /// Whether no page is missing because it was forgotten.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.read().is_whole()
+    }
+
+    /// From now on the memory is as any other, if it is whole.
     pub(crate) fn settle(&self) {
-        let uffd = &self.uffd;
-        uffd.write().unwrap_or_else(PoisonError::into_inner).take();
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if state.is_whole() {
+            state.uffd.take();
+        }
+    }
+
+    /// Ends it: the registration, if there is one, and what was forgotten.
+    pub(super) fn hand_on(&self) -> (Option<Uffd>, PageSet) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let forgotten = state.forgotten.take();
+        (state.uffd.take(), forgotten.unwrap_or_default())
+    }
+
+    /// Notes that `pages` come, before anybody can forget them again.
+    fn come(&self, pages: &Range<u64>) -> RwLockReadGuard<'_, State> {
+        loop {
+            let state = self.read();
+            let forgotten = state.forgotten.as_ref();
+            if forgotten.is_none_or(|set| !pages.clone().any(|page| set.contains(page))) {
+                return state;
+            }
+            drop(state);
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(forgotten) = &mut state.forgotten {
+                pages.clone().for_each(|page| forgotten.remove(page));
+            }
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,6 +180,7 @@ mod tests {
     use brume_api::config::MachineConfig;
 
     use super::*;
+    use crate::memory::Following;
 
     const MIB: u64 = 4;
     const PAGES: u64 = MIB * 256;
@@ -114,6 +193,16 @@ mod tests {
         };
         let memory = super::super::make(&machine).unwrap();
         Filling::begin(Arc::new(memory), by_page)
+    }
+
+    fn set(pages: Range<u64>) -> PageSet {
+        let mut set = PageSet::empty(PAGES << 12);
+        set.insert_range(pages);
+        set
+    }
+
+    fn forget(filling: &Filling, pages: Range<u64>) {
+        filling.forget(0, &set(pages).into_words()).unwrap();
     }
 
     fn byte(filling: &Filling, page: u64) -> u8 {
@@ -152,6 +241,54 @@ mod tests {
                 assert_eq!(noted.collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
             }
         }
+    }
+
+    #[test]
+    fn what_is_forgotten_comes_again_or_is_missing() {
+        for shared in [false, true] {
+            let filling = filling(shared, true);
+            filling.write(2..8, &[1; 6 * PAGE]).unwrap();
+            filling.settle();
+            assert!(filling.is_whole());
+            forget(&filling, 3..6);
+            filling.write(4..5, &[2; PAGE]).unwrap();
+            forget(&filling, 6..7);
+            filling.zero(5..6).unwrap();
+            filling.write(7..8, &[3; PAGE]).unwrap();
+            filling.settle();
+            assert!(!filling.is_whole());
+            let following = Following::begin(&filling, set(3..4)).unwrap();
+            // Whether it was said or not.
+            let missing = PageSet::from_words(following.words());
+            assert_eq!(missing.ranges().collect::<Vec<_>>(), [3..4, 6..7]);
+            assert_eq!(following.give(2..8, Some(&[4; 6 * PAGE])).unwrap(), 2);
+            following.end().unwrap();
+            let all: Vec<u8> = (2..8).map(|page| byte(&filling, page)).collect();
+            assert_eq!(all, [1, 4, 2, 0, 4, 3]);
+        }
+    }
+
+    #[test]
+    fn a_part_is_forgotten_where_it_is() {
+        let filling = filling(false, true);
+        filling.write(198..204, &[1; 6 * PAGE]).unwrap();
+        // Page 200.
+        filling.forget(3, &[1 << 8]).unwrap();
+        let following = Following::begin(&filling, set(200..202)).unwrap();
+        assert_eq!(following.give(198..204, Some(&[4; 6 * PAGE])).unwrap(), 2);
+        following.end().unwrap();
+        let all: Vec<u8> = (198..204).map(|page| byte(&filling, page)).collect();
+        assert_eq!(all, [1, 1, 4, 4, 1, 1]);
+    }
+
+    #[test]
+    fn memory_is_whole_again_when_all_that_was_forgotten_has_come() {
+        let filling = filling(false, true);
+        forget(&filling, 3..5);
+        filling.write(2..5, &[1; 3 * PAGE]).unwrap();
+        assert!(filling.is_whole());
+        filling.settle();
+        assert_eq!([3, 9].map(|page| byte(&filling, page)), [1, 0]);
     }
 
     #[test]

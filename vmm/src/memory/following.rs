@@ -5,10 +5,6 @@
 //! All of the memory is registered with a userfaultfd. A page that was never written at the source
 //! is zeros, and given when it is touched; those that are missing are given as they come. When all
 //! are here, the registration ends.
-//!
-//! This is a module with unsafe code: the kernel is told about memory by address.
-
-#![allow(unsafe_code)]
 
 use std::io;
 use std::ops::Range;
@@ -17,14 +13,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vm_memory::bitmap::{AtomicBitmap, Bitmap};
-use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::bitmap::Bitmap;
 
-use super::MachineMemory;
 use super::uffd::{Uffd, UffdError};
+use super::{Filling, MachineMemory};
 use crate::page_set::{PAGE_SIZE, PageSet, Region};
-
-type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 
 /// Memory of which a part is still elsewhere.
 pub(crate) struct Following {
@@ -44,27 +37,25 @@ struct Missing {
 }
 
 impl Following {
-    /// Makes `missing` pages of `guest` ones that have to be brought; what they hold now is lost.
-    /// Nobody else may use the memory yet.
+    /// Lets who touches a page of `missing` wait until it is brought; what those pages hold now is
+    /// lost. Ends `filling`. Nobody else may use the memory yet.
     ///
     /// # Errors
     ///
     /// The host does not allow it.
-    pub(crate) fn begin(memory: Arc<MachineMemory>, missing: PageSet) -> Result<Self, UffdError> {
+    pub(crate) fn begin(filling: &Filling, mut missing: PageSet) -> Result<Self, UffdError> {
+        let memory = filling.memory().clone();
+        let (uffd, forgotten) = filling.hand_on();
         // First, so that the kernel does not make a large page with zeros of what is dropped.
-        let uffd = Uffd::over(&memory.regions)?;
-        let is_shared = |region: &GuestRegion| region.flags() & libc::MAP_SHARED != 0;
-        let advice = if memory.guest.iter().any(is_shared) {
-            // Only what its file has not got is missing.
-            libc::MADV_REMOVE
-        } else {
-            libc::MADV_DONTNEED
+        let uffd = match uffd {
+            Some(uffd) => uffd,
+            None => Uffd::over(&memory.regions)?,
         };
-        for region in &memory.regions {
-            for range in missing.ranges_in(region.words()) {
-                discard(region, range, advice).map_err(UffdError::Register)?;
-            }
-        }
+        let stale = missing.without(&forgotten);
+        let discarded = memory.discard(0, stale.into_words());
+        discarded.map_err(UffdError::Register)?;
+        // They are not there, whatever the source says.
+        missing.insert_all(&forgotten);
         Ok(Self {
             uffd,
             memory,
@@ -107,7 +98,7 @@ impl Following {
             if missing.pages.contains(page) {
                 return Ok(Some(page));
             }
-            self.uffd.zero(host_address(region, page))?;
+            self.zero(region, page)?;
         }
         Ok(None)
     }
@@ -207,10 +198,15 @@ impl Following {
                 slice.bitmap().mark_dirty(0, slice.len());
                 Ok(())
             }
-            None => pages
-                .clone()
-                .try_for_each(|page| self.uffd.zero(host_address(region, page))),
+            None => pages.clone().try_for_each(|page| self.zero(region, page)),
         }
+    }
+
+    /// Gives a page zeros, unless it is there.
+    fn zero(&self, region: &Region, page: u64) -> io::Result<()> {
+        let address = host_address(region, page);
+        self.uffd
+            .zero(address, || self.uffd.wake(address, PAGE_SIZE))
     }
 
     fn page_at(&self, address: u64) -> Option<(&Region, u64)> {
@@ -241,21 +237,6 @@ fn part<'a>(bytes: &'a [u8], offset: u64, pages: &Range<u64>) -> io::Result<&'a 
     let place = |at: u64| usize::try_from(at).map_err(io::Error::other);
     let part = bytes.get(place(offset)?..place(end)?);
     part.ok_or_else(|| io::ErrorKind::InvalidInput.into())
-}
-
-fn discard(region: &Region, pages: Range<u64>, advice: libc::c_int) -> io::Result<()> {
-    let within = region.pages();
-    let (start, end) = (pages.start.max(within.start), pages.end.min(within.end));
-    let bytes = |pages: u64| usize::try_from(pages * PAGE_SIZE).map_err(io::Error::other);
-    let address = region.host_address + bytes(start - within.start)?;
-    let len = bytes(end.saturating_sub(start))?;
-    // SAFETY: the range is within a mapping of guest memory that nobody else uses yet, so nobody is
-    // surprised by the zeros that it holds then.
-    let result = unsafe { libc::madvise(address as *mut libc::c_void, len, advice) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -289,7 +270,8 @@ mod tests {
         }
         let mut missing = PageSet::empty(SIZE);
         missing.insert_range(4..6);
-        let following = Arc::new(Following::begin(memory, missing).unwrap());
+        let filling = Filling::begin(memory, false);
+        let following = Arc::new(Following::begin(&filling, missing).unwrap());
         // What is here is here.
         assert_eq!(guest.read_obj::<u8>(at(3)).unwrap(), 1);
         let touching = guest.clone();

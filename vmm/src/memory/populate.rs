@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Bringing pages of the guest's memory in before they are touched.
-//!
-//! This is a module with unsafe code: the kernel is told about memory by address.
-
-#![allow(unsafe_code)]
 
 use std::io;
 use std::ops::Range;
@@ -12,8 +8,9 @@ use std::sync::Arc;
 use brume_virtio::GuestMemory;
 
 use super::MachineMemory;
+use super::advise::advise;
 use super::handler::Handler;
-use crate::page_set::{PAGE_SIZE, PageSet, Region};
+use crate::page_set::{PageSet, Region};
 
 /// How many pages are brought in between two looks at whether that is still wanted: 1 MiB.
 const STEP: u64 = 256;
@@ -68,26 +65,6 @@ impl Pages {
                 // It is a hint: the pages come later if it is not taken.
                 let _ = advise(region, range, libc::MADV_WILLNEED);
             }
-        }
-    }
-}
-
-fn advise(region: &Region, pages: Range<u64>, advice: libc::c_int) -> io::Result<()> {
-    let within = region.pages();
-    let (start, end) = (pages.start.max(within.start), pages.end.min(within.end));
-    let bytes = |pages: u64| usize::try_from(pages * PAGE_SIZE).map_err(io::Error::other);
-    let len = bytes(end.saturating_sub(start))?;
-    let address = region.host_address + bytes(start - within.start)?;
-    loop {
-        // SAFETY: the range is within a mapping of guest memory, which outlives the call. Neither
-        // advice changes what is read there.
-        let result = unsafe { libc::madvise(address as *mut libc::c_void, len, advice) };
-        if result == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
         }
     }
 }

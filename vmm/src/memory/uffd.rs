@@ -338,8 +338,17 @@ impl Uffd {
         Ok(())
     }
 
-    /// Gives the page at `address` zeros, unless it is there, and lets those go on who wait for it.
-    pub(super) fn zero(&self, address: u64) -> io::Result<()> {
+    /// Gives the page at `address` zeros, and lets those go on who wait for it; unless it is there,
+    /// which `is_there` is told.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Uffd::copy`].
+    pub(super) fn zero(
+        &self,
+        address: u64,
+        is_there: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut zero = ZeroPage {
             range: AddressRange {
                 start: address,
@@ -356,7 +365,7 @@ impl Uffd {
                 return Ok(());
             };
             match error.raw_os_error() {
-                Some(libc::EEXIST) => return self.wake(address, PAGE_SIZE),
+                Some(libc::EEXIST) => return is_there(),
                 Some(libc::EAGAIN | libc::EINTR) => {}
                 _ => return Err(error),
             }

@@ -42,6 +42,11 @@ pub(super) fn add(text: &mut Text, status: &MigrationStatus) {
             status.pages,
         ),
         (
+            "brume_migration_zero_pages",
+            "Pages of zeros that the last move has left out.",
+            status.zero_pages,
+        ),
+        (
             "brume_migration_disk_bytes",
             "Bytes of disks that have left or arrived by the last move, without zeros.",
             status.disk_bytes,
@@ -80,9 +85,27 @@ pub(super) fn add(text: &mut Text, status: &MigrationStatus) {
         text.metric(name, "gauge", help);
         text.count(name, &[], value);
     }
-    if let Some(downtime) = &status.downtime {
-        let name = "brume_migration_downtime_seconds";
-        text.metric(name, "gauge", "How long the guest stood still, in seconds.");
-        text.value(name, &[], downtime.total_us as f64 / 1e6);
+    let downtime = status.downtime.as_ref().map(|time| time.total_us);
+    for (name, help, us) in [
+        (
+            "brume_migration_downtime_seconds",
+            "How long the guest stood still, in seconds.",
+            downtime,
+        ),
+        (
+            "brume_migration_expected_downtime_seconds",
+            "How long the guest would stand still now, in seconds, as far as is known.",
+            status.expected_downtime_us,
+        ),
+        (
+            "brume_migration_left_seconds",
+            "How long the last move may still take, in seconds, as far as is known.",
+            status.time_left_ms.map(|time| time.saturating_mul(1000)),
+        ),
+    ] {
+        if let Some(us) = us {
+            text.metric(name, "gauge", help);
+            text.value(name, &[], us as f64 / 1e6);
+        }
     }
 }

@@ -436,6 +436,7 @@ mod tests {
             "brume_drive_operation_seconds_bucket{drive=\"root\",operation=\"read\",le=\"0.000005\"} 0",
             "brume_network_packets_total{interface=\"eth0\",direction=\"receive\"} 3",
             "brume_migration_disk_bytes 4096",
+            "brume_migration_left_seconds 1.5",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");
         }

@@ -11,7 +11,7 @@ use super::error::SourceError;
 /// The way to a target.
 #[derive(Clone)]
 pub(crate) struct Route {
-    pub(super) address: Address,
+    pub(crate) address: Address,
     tls: Option<Tls>,
     compression: Choice,
     pub(super) session: Session,

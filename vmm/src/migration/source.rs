@@ -40,6 +40,11 @@ const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// How long the target may take to say what is wrong with a connection, while the guest runs here.
 const WORD_LIMIT: Duration = Duration::from_secs(1);
 
+/// How often the target is told at most, before the guest stops, what is to follow it.
+const STALE_ROUNDS: u32 = 4;
+/// How many pages it need not be told of: they are forgotten while the guest stands still, within
+/// half a millisecond.
+const FEW_STALE: u64 = 512;
 /// How many bitmaps of the memory there are at once.
 const BITMAPS: u64 = 10;
 
@@ -294,6 +299,9 @@ impl Departure {
             self.progress.enter(MigrationPhase::PreCopy);
         }
         let mut pace = Pace::new();
+        let in_use = self.offer.memory_in_use / PAGE_SIZE;
+        self.progress
+            .update(|status| status.remaining_pages = in_use);
         for number in 1.. {
             let begun = Instant::now();
             self.progress.update(|status| status.pass = number);
@@ -305,6 +313,10 @@ impl Departure {
             let (next, follow) = self.decide(&mut pace, (number, done, time, left))?;
             self.tell_pass(&pace, (number, done, time, left));
             match next {
+                Next::Stop if follow == Follow::Yes => {
+                    self.tell_stale(passes, lanes)?;
+                    return Ok((number + 1, follow));
+                }
                 Next::Stop => return Ok((number + 1, follow)),
                 Next::Throttle(percent) => {
                     let throttle = SourceEvent::Throttle(percent);
@@ -314,6 +326,24 @@ impl Departure {
             }
         }
         Err(SourceError::TooSlow)
+    }
+
+    /// Has the target forget what is to follow, as far as it can be known while the guest runs: the
+    /// more there is of it, the longer that takes.
+    fn tell_stale(&self, passes: &Passes, lanes: &mut Lanes) -> Result<(), SourceError> {
+        let mut told = 0;
+        for _ in 0..STALE_ROUNDS {
+            let stale = passes.left()?;
+            let count = stale.count();
+            if count <= told + FEW_STALE {
+                break;
+            }
+            told = count;
+            lanes.first.channel.send_missing(&stale.into_words())?;
+            lanes.first.channel.send(&Message::Stale)?;
+            await_answer(lanes, &Message::Forgotten)?;
+        }
+        Ok(())
     }
 
     fn decide(

@@ -13,6 +13,9 @@ use crate::page_set::PAGE_SIZE;
 const WINDOW: Duration = Duration::from_secs(1);
 /// The shortest time that a rate is told of, if there is no other yet.
 const SHORT_WINDOW: Duration = Duration::from_millis(100);
+/// After how long without a byte the rate is none. A slow connection counts what it carries in large
+/// pieces.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How many passes are told of.
 const PASSES: usize = 256;
 
@@ -55,12 +58,21 @@ impl State {
             return;
         };
         let time = now.saturating_duration_since(since);
+        if status.bytes == bytes && time < SILENCE {
+            return;
+        }
         if time >= WINDOW {
             self.window = Some((now, true, status.bytes));
         } else if has_rate || time < SHORT_WINDOW {
             return;
         }
         status.bandwidth = per_second(status.bytes.saturating_sub(bytes), time);
+        // Pages may be smaller on their way.
+        let ratio = u64::from(status.compression_ratio_percent.max(100));
+        let speed = status.bandwidth.saturating_mul(ratio) / 100;
+        let left = status.remaining_pages.saturating_mul(PAGE_SIZE);
+        let time = left.saturating_mul(1000).checked_div(speed);
+        status.time_left_ms = time.filter(|_| left > 0);
     }
 }
 
@@ -100,6 +112,8 @@ impl Progress {
         status.bytes += amount.bytes;
         status.pages += amount.pages;
         status.zero_pages += amount.zeros;
+        let sent = amount.pages + amount.zeros;
+        status.remaining_pages = status.remaining_pages.saturating_sub(sent);
         let percent = (status.pages * PAGE_SIZE * 100).checked_div(packed);
         let percent = u32::try_from(percent.unwrap_or(0));
         status.compression_ratio_percent = percent.unwrap_or(u32::MAX);
@@ -112,6 +126,7 @@ impl Progress {
         state.status.phase = phase;
         state.window = Some((Instant::now(), false, state.status.bytes));
         if phase.is_over() {
+            state.status.time_left_ms = None;
             state.ended = Some(Instant::now());
         }
         self.0.changed.notify_all();
@@ -272,6 +287,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_takes_as_long_as_pages_have_taken() {
+        let begun = Instant::now();
+        let mut state = State {
+            window: Some((begun, false, 0)),
+            ..State::default()
+        };
+        state.status.phase = MigrationPhase::PostCopy;
+        state.status.bytes = 100 * PAGE_SIZE;
+        state.status.remaining_pages = 1000;
+        state.measure(begun + Duration::from_millis(500));
+        assert_eq!(state.status.time_left_ms, Some(5000));
+        // Four times as many pages went as there were bytes.
+        state.status.compression_ratio_percent = 400;
+        state.measure(begun + Duration::from_millis(500));
+        assert_eq!(state.status.time_left_ms, Some(1250));
+        let progress = Progress::default();
+        *progress.lock() = state;
+        progress.enter(MigrationPhase::Completed);
+        assert_eq!(progress.get().time_left_ms, None);
+    }
+
+    #[test]
     fn the_rate_is_that_of_the_last_seconds() {
         let looks = [
             (10, 500),
@@ -281,14 +318,17 @@ mod tests {
             (1500, 9000),
             (3000, 9000),
             (9000, 9000),
+            (11_000, 17_000),
+            (20_000, 17_000),
+            (21_000, 17_000),
         ];
         // Nothing is told of too little time, and something soon.
-        let expected = [7, 2000, 15_000, 3000, 3000, 3000, 0];
+        let expected = [7, 2000, 15_000, 3000, 3000, 3000, 3000, 1000, 1000, 0];
         assert_eq!(rates(MigrationPhase::PreCopy, 0, looks), expected);
         assert_eq!(rates(MigrationPhase::PostCopy, 2, looks), expected);
         // Passes tell it.
-        assert_eq!(rates(MigrationPhase::PreCopy, 1, looks), [7; 7]);
+        assert_eq!(rates(MigrationPhase::PreCopy, 1, looks), [7; 10]);
         // What was told last stays.
-        assert_eq!(rates(MigrationPhase::Completed, 0, looks), [7; 7]);
+        assert_eq!(rates(MigrationPhase::Completed, 0, looks), [7; 10]);
     }
 }

@@ -113,6 +113,8 @@ impl SwitchOver<'_> {
     /// `faults` from now on: it may need a page to take on the state.
     fn begin_to_serve(&mut self, faults: Lane, places: &[Place]) -> Result<Follows, SourceError> {
         let rest = self.passes.all_but_first(places, self.lanes)?;
+        let left = rest.count();
+        self.progress.update(|status| status.remaining_pages = left);
         let memory = self.passes.memory();
         let ends = memory.regions.iter().map(|region| region.pages().end);
         let left = Arc::new(Left::new(rest, ends.collect()));
@@ -357,9 +359,7 @@ impl Talk<'_> {
         match self.route.come_back(STILL_LIMIT) {
             Ok(channel) => {
                 self.channel = Some(channel);
-                let peer = self.route.address.to_string();
-                let progress = self.context.progress;
-                progress.update(|status| status.peer = Some(peer));
+                self.tell_where();
                 self.step(Event::Returned);
             }
             Err(error) => {
@@ -386,6 +386,13 @@ impl Talk<'_> {
         }
     }
 
+    /// Tells where the target was found again.
+    fn tell_where(&self) {
+        let peer = self.route.address.to_string();
+        let progress = self.context.progress;
+        progress.update(|status| status.peer = Some(peer));
+    }
+
     /// What was said before the target was lost means nothing any more.
     fn forget_directions(&self) {
         let _ = self.context.control.resume();
@@ -393,12 +400,15 @@ impl Talk<'_> {
 
     /// Tells a target that was lost that it is not needed any more, beside everything else.
     fn say_good_bye(&self) {
+        let mut routes = vec![self.route.clone()];
         // Where people said that it is may be wrong.
-        let routes = [self.route.clone(), self.context.route.clone()];
+        if self.route.address != self.context.route.address {
+            routes.push(self.context.route.clone());
+        }
         let tell = move || {
             for _ in 0..LAST_WORDS {
                 std::thread::sleep(RETRY);
-                if routes.iter().any(|route| say_good_bye(route).is_ok()) {
+                if routes.iter().any(|route| dismiss(route).is_ok()) {
                     return;
                 }
             }
@@ -448,7 +458,7 @@ impl Talk<'_> {
 }
 
 /// Tells a target that it is not needed any more.
-fn say_good_bye(route: &Route) -> Result<(), SourceError> {
+fn dismiss(route: &Route) -> Result<(), SourceError> {
     let why = "the source goes on with the machine".to_owned();
     let mut channel = route.come_back(STILL_LIMIT)?;
     channel.send(&Message::Cancel { why })?;

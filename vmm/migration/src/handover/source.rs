@@ -74,6 +74,7 @@ impl SourceEvent {
             | Message::Sent { .. }
             | Message::MemorySent
             | Message::PassEnded { .. }
+            | Message::Stale
             | Message::DisksEnded { .. }
             | Message::Offer(_)
             | Message::Hello(_) => Some(Self::Unexpected),
@@ -81,6 +82,7 @@ impl SourceEvent {
             | Message::Refused { .. }
             | Message::Accepted(_)
             | Message::PassTaken { .. }
+            | Message::Forgotten
             | Message::DisksTaken
             | Message::KeepAlive => None,
         }

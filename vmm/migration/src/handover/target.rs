@@ -66,10 +66,12 @@ impl TargetEvent {
             | Message::Refused { .. }
             | Message::Accepted(_)
             | Message::PassTaken { .. }
+            | Message::Forgotten
             | Message::DisksTaken => Some(Self::Unexpected),
             Message::Hello(_)
             | Message::Offer(_)
             | Message::PassEnded { .. }
+            | Message::Stale
             | Message::DisksEnded { .. }
             | Message::Sent { .. }
             | Message::MemorySent

@@ -55,17 +55,14 @@ impl Talk<'_> {
                 .progress
                 .enter(MigrationPhase::PostCopyInterrupted);
             match self.find_target() {
-                Found::Lacking(address) => {
+                Found::Lacking => {
                     self.machine.step(Event::Returned);
-                    self.context.progress.update(|status| {
-                        status.error = None;
-                        status.peer = Some(address);
-                    });
+                    self.tell_where();
+                    self.context.progress.update(|status| status.error = None);
                     self.context.progress.enter(MigrationPhase::PostCopy);
                 }
-                Found::Complete(address) => {
-                    let progress = self.context.progress;
-                    progress.update(|status| status.peer = Some(address));
+                Found::Complete => {
+                    self.tell_where();
                     return self.served();
                 }
                 Found::GivenUp => return self.lost("it was given up"),
@@ -88,7 +85,7 @@ impl Talk<'_> {
             };
             let (left, lane) = (&follows.left, &mut self.context.lanes.first);
             match find_again(&self.route, lane, left) {
-                Ok(Lacks::Nothing) => return Found::Complete(self.route.address.to_string()),
+                Ok(Lacks::Nothing) => return Found::Complete,
                 Ok(Lacks::Pages) => {}
                 Err(error) => {
                     tracing::debug!("the target is not found again: {error}");
@@ -102,7 +99,7 @@ impl Talk<'_> {
             });
             if let Ok(server) = server {
                 follows.server = Some(server);
-                return Found::Lacking(self.route.address.to_string());
+                return Found::Lacking;
             }
         }
     }
@@ -126,10 +123,10 @@ impl Talk<'_> {
 
 /// How a target that was lost was found.
 enum Found {
-    /// It lacks pages, and is at that address.
-    Lacking(String),
-    /// It has everything, and is at that address.
-    Complete(String),
+    /// It lacks pages.
+    Lacking,
+    /// It has everything.
+    Complete,
     /// Nobody looks for it any more.
     GivenUp,
 }

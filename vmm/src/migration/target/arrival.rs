@@ -31,6 +31,8 @@ const OFFER_LIMIT: Duration = Duration::from_secs(10);
 pub(super) const OTHERS_LIMIT: Duration = Duration::from_secs(10);
 /// How long nothing may come while memory moves.
 pub(super) const STALL_LIMIT: Duration = Duration::from_secs(30);
+/// How much is forgotten before the source is told that it goes on, in words of 64 pages: 4 GiB.
+const FORGOTTEN_WORDS: usize = 1 << 14;
 /// How many bitmaps of the memory there are at once.
 const BITMAPS: u64 = 5;
 /// The most connections that carry memory.
@@ -125,11 +127,10 @@ impl<'a> Arrival<'a> {
         };
         // All of them have come to the end of the last pass.
         drop(arrivals);
-        filling.settle();
         self.reception.control.guard_connections();
         progress.enter(MigrationPhase::SwitchOver);
-        if let Err(error) = self.begin_to_follow(filling.memory()) {
-            self.trouble = Some(with_causes(&error));
+        if let Err(Failure(why)) = self.begin_to_follow(&filling) {
+            self.trouble = Some(why);
             self.step(TargetEvent::LoadFailed);
             return Ok(());
         }
@@ -272,6 +273,10 @@ impl<'a> Arrival<'a> {
                     let first = usize::try_from(first_word).unwrap_or(usize::MAX);
                     missing.insert_words(first, &words_of(bytes));
                 }
+                Received::Message(Message::Stale) => {
+                    let stale = self.missing.take().ok_or_else(out_of_turn)?;
+                    forget(filling, &stale.into_words(), channel)?;
+                }
                 Received::Message(Message::PassEnded { pass, zeros, .. }) => {
                     count_zeros(zeros, progress);
                     rendezvous.wait(0, pass)?;
@@ -305,6 +310,17 @@ impl<'a> Arrival<'a> {
             }
         }
     }
+}
+
+/// Forgets what is old, and tells the source, also while it takes long.
+fn forget(filling: &Filling, words: &[u64], channel: &mut Channel) -> Result<(), Failure> {
+    for (part, words) in words.chunks(FORGOTTEN_WORDS).enumerate() {
+        let forgotten = filling.forget(part * FORGOTTEN_WORDS, words);
+        forgotten.map_err(|error| Failure(with_causes(&error)))?;
+        channel.send(&Message::KeepAlive)?;
+    }
+    channel.send(&Message::Forgotten)?;
+    Ok(())
 }
 
 /// Welcomes a connection that carries memory.

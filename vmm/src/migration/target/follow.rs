@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brume_api::MigrationPhase;
+use brume_api::{MigrationPhase, with_causes};
 use brume_migration::{Message, Purpose, Received, TargetEvent};
 
 use super::super::following;
 use super::Failure;
 use super::arrival::{Arrival, OTHERS_LIMIT, STALL_LIMIT, let_in, out_of_turn, send_away};
-use crate::memory::{Following, MachineMemory, UffdError};
+use crate::memory::{Filling, Following, UffdError};
 
 /// How long nothing may come of the memory that follows. The source looks for another way before, and
 /// the guest may be waiting.
@@ -18,14 +18,18 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
 impl Arrival<'_> {
     /// Lets the guest wait for what is to follow, if something is.
-    pub(super) fn begin_to_follow(&mut self, memory: &Arc<MachineMemory>) -> Result<(), UffdError> {
+    pub(super) fn begin_to_follow(&mut self, filling: &Filling) -> Result<(), Failure> {
         let Some(missing) = self.missing.take() else {
-            return Ok(());
+            filling.settle();
+            return filling.is_whole().then_some(()).ok_or_else(out_of_turn);
         };
-        let following = Arc::new(Following::begin(memory.clone(), missing)?);
+        let following = Following::begin(filling, missing);
+        let following = Arc::new(following.map_err(|error| Failure(with_causes(&error)))?);
         let progress = self.reception.progress.clone();
+        let left = following.left();
+        progress.update(|status| status.remaining_pages = left);
         following::start(following.clone(), self.handset.clone(), progress)
-            .map_err(UffdError::Thread)?;
+            .map_err(|error| Failure(with_causes(&UffdError::Thread(error))))?;
         self.following = Some(following);
         Ok(())
     }
@@ -87,6 +91,7 @@ impl Arrival<'_> {
                 Some((mut channel, hello)) if hello.purpose == Purpose::Return => {
                     let_in(&mut channel, &hello)?;
                     self.channel = Some(channel);
+                    self.has_returned = true;
                     self.step(TargetEvent::Returned);
                     let Some(channel) = &mut self.channel else {
                         continue;

@@ -111,10 +111,10 @@ impl Arrival<'_> {
         if self.come_again() {
             return TargetEvent::Returned;
         }
+        let ends_with_source = self.ends_with_source();
         let Some(channel) = &mut self.channel else {
             return TargetEvent::LinkLost;
         };
-        let ends_mean_something = ends_mean_something(channel);
         let received = loop {
             match channel.receive() {
                 // It is still there.
@@ -131,7 +131,7 @@ impl Arrival<'_> {
                 event => event.unwrap_or(TargetEvent::Unexpected),
             },
             Ok(_) => TargetEvent::Unexpected,
-            Err(ChannelError::Closed) if ends_mean_something => {
+            Err(ChannelError::Closed) if ends_with_source => {
                 if self.machine.state() == TargetState::Loaded {
                     tracing::warn!(
                         "the source has ended: the machine, which is whole, goes on here"
@@ -222,13 +222,11 @@ impl Arrival<'_> {
             if self.come_again() {
                 self.step(TargetEvent::Returned);
             }
+            let ends_with_source = self.ends_with_source();
             let Some(channel) = &mut self.channel else {
                 self.seek();
                 continue;
             };
-            // One that has come back closes a connection too when it has waited in vain, and tries
-            // again.
-            let ends_mean_something = !self.has_returned && ends_mean_something(channel);
             match channel.receive() {
                 // It has heard it.
                 Ok(Received::Message(Message::KeepAlive)) => return,
@@ -238,10 +236,17 @@ impl Arrival<'_> {
                     }
                 }
                 // It has ended.
-                Err(ChannelError::Closed) if ends_mean_something => return,
+                Err(ChannelError::Closed) if ends_with_source => return,
                 Ok(_) | Err(_) => self.channel = None,
             }
         }
+    }
+
+    /// Whether the connection ends only if the source does. Another than the first one may also be
+    /// closed by a source that has waited in vain and tries again, or by a relay.
+    fn ends_with_source(&self) -> bool {
+        let channel = self.channel.as_ref();
+        !self.has_returned && channel.is_some_and(ends_mean_something)
     }
 
     /// Waits for the source to come back, or for somebody who decides.
