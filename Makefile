@@ -9,7 +9,7 @@ TARGET := x86_64-unknown-linux-gnu
 BRUME := target/release/brume
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps guest bare demo test test-unit test-e2e bench schemathesis lint fmt clean
+.PHONY: help build deps guest bare demo test test-unit test-e2e test-long bench schemathesis lint fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-unit: deps ## Run the tests that need no /dev/kvm
 
 test-e2e: build guest bare ## Run the end-to-end tests
 	$(CARGO) test --locked -p brume-tests
+
+test-long: build guest bare ## Run the tests that take minutes, or 17 GiB of memory
+	$(CARGO) test --locked --workspace -- --ignored --nocapture
 
 bench: build bare ## Measure; FIRECRACKER, CLOUD_HYPERVISOR, QEMU=path measure those binaries beside
 	$(CARGO) run --release --locked -p brume-tests --bin bench -- $(BENCH_ARGS)

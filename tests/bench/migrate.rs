@@ -5,11 +5,14 @@
 //! meanwhile: its counter has to go on while the machine moves, as one does that no monitor sets.
 //! Every monitor may let it stand still for 20 ms, and has 30 s; "refused" is a move that was not
 //! over by then, or a figure that a monitor does not tell. What it has touched is checked after.
+//!
+//! On a machine that is itself a virtual one, a guest stands still too while another machine has the
+//! processors: a move from which the host took more than a little of them is made again.
 
 use std::fs;
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brume_tests::live::Gap;
 use brume_tests::netns::NetNs;
@@ -24,6 +27,13 @@ use crate::table::{Better, Head, Table};
 const ROUNDS: usize = 3;
 /// How long the guest is watched before it moves.
 const BEFORE: Duration = Duration::from_millis(300);
+/// How often a move is made, at most, for one that the host leaves alone; else the one from which it
+/// took least counts.
+const TRIES: usize = 3;
+/// How much of the time a host may take that leaves a move alone, of one processor.
+const STOLEN: f64 = 0.02;
+/// How much of it `/proc/stat` counts as one: a hundredth of a second on every Linux.
+const TICK_S: f64 = 0.01;
 /// Bytes in a page.
 const PAGE: u64 = 4096;
 
@@ -117,15 +127,39 @@ fn row(
         .map(|(what, unit, better)| Head::new(format!("{name}, {what}"), unit, better))
         .collect();
     table.take_all(&heads, ROUNDS, &programs.movers(), |monitor| {
-        let start = Mover::start(programs, monitor, size, args, way);
-        let figures = match unless_refused(start)? {
-            Some(mut mover) => one(&mut mover, size)?,
-            None => None,
-        };
-        let mut figures = figures.unwrap_or([f64::NAN; 7]).to_vec();
+        let mut best = (f64::INFINITY, [f64::NAN; 7]);
+        for _ in 0..TRIES {
+            let start = Mover::start(programs, monitor, size, args, way);
+            let Some(mut mover) = unless_refused(start)? else {
+                break;
+            };
+            let (begun, before) = (Instant::now(), stolen_s()?);
+            let Some(figures) = one(&mut mover, size)? else {
+                break;
+            };
+            let stolen = (stolen_s()? - before) / begun.elapsed().as_secs_f64();
+            if stolen < best.0 {
+                best = (stolen, figures);
+            }
+            if stolen <= STOLEN {
+                break;
+            }
+        }
+        let mut figures = best.1.to_vec();
         figures.truncate(count);
         Ok(figures)
     })
+}
+
+/// How long the host has given the processors to others while they were wanted here, in seconds.
+fn stolen_s() -> io::Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let counters = stat.lines().next().unwrap_or_default();
+    // After its name, and user, nice, system, idle, iowait, irq and softirq.
+    let stolen = counters.split_whitespace().nth(8);
+    let ticks: Option<f64> = stolen.and_then(|ticks| ticks.parse().ok());
+    let ticks = ticks.ok_or_else(|| io::Error::other("/proc/stat is not as it was"))?;
+    Ok(ticks * TICK_S)
 }
 
 /// The figures of one move, if it was over in time.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The balloon and the entropy device, asked for and steered by the control API.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -89,14 +88,6 @@ impl Api {
         let start = json!({"action_type": "InstanceStart"});
         self.done("PUT", "/actions", &start);
     }
-
-    /// Memory that the whole process has, in MiB.
-    fn resident_mib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.vm.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.unwrap().trim().trim_end_matches(" kB");
-        kib.parse::<u64>().unwrap() / 1024
-    }
 }
 
 /// Whether an HTTP answer has all of its body.
@@ -145,9 +136,9 @@ fn memory_goes_to_the_host_by_each_way_of_the_balloon() {
         api.request("PATCH", "/balloon", amount).0 == 204
     });
     api.vm.wait_for("bare: balloon filled mib=64", SOON);
-    let full = api.resident_mib();
+    let full = api.vm.resident_mib();
     api.vm.wait_for("bare: balloon inflated", SOON);
-    let inflated = api.resident_mib();
+    let inflated = api.vm.resident_mib();
     assert!(full >= 64 && inflated + 60 <= full, "{full} {inflated}");
     let statistics = api.get("/balloon/statistics");
     assert_eq!(

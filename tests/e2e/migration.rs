@@ -86,34 +86,58 @@ fn each_of_the_connections_carries_its_part() {
     assert!(parts.iter().all(|&bytes| bytes > 2 << 20), "{parts:?}");
 }
 
+/// Options of the `number`th move of many: each mode has its turn.
+pub(crate) fn in_turn(number: usize) -> Value {
+    match number % 3 {
+        0 => json!({}),
+        1 => json!({"mode": "PostCopy"}),
+        // So little that the rest of the memory follows.
+        _ => json!({"mode": "Hybrid", "max_downtime_ms": 1}),
+    }
+}
+
+/// By how much what is told of the downtime is less or more than what the guest saw, beyond what it
+/// sees at rest, in microseconds; and what is told.
+fn downtime_is_off_by(pair: &mut Pair, body: &Value) -> (u64, u64) {
+    pair.live(Side::Source).gap();
+    thread::sleep(Duration::from_millis(300));
+    let rest = pair.live(Side::Source).gap().max_us;
+    let status = pair.moved(body, LIMIT);
+    let told = status.downtime.expect("a downtime");
+    let seen = pair.live(Side::Target).gap();
+    let parts = told.pause_us + told.pages_us + told.state_us + told.load_us + told.resume_us;
+    assert!(told.total_us.abs_diff(parts) < 10, "{told:?}");
+    let difference = seen.max_us.abs_diff(told.total_us);
+    (difference.saturating_sub(2 * rest), told.total_us)
+}
+
 #[test]
 fn what_is_told_of_the_downtime_is_what_the_guest_saw() {
-    for args in ["bare.touch=32", WRITES] {
+    // What is left then takes long enough to be seen among all else that stops a guest.
+    let forced = json!({"bandwidth_limit": SLOW, "compression": "None", "timeout_s": 1,
+        "on_timeout": "Force"});
+    let ways = [
+        (Link::Unix, in_turn(0), 0),
+        (Link::Tcp, in_turn(1), 0),
+        (Link::TwoHosts, in_turn(2), 0),
+        (Link::Tcp, forced, 15_000),
+    ];
+    for (link, body, least) in ways {
         let setup = Setup {
-            args,
+            args: "bare.touch=64 bare.rate=20",
+            link,
             ..Setup::default()
         };
         let mut pair = Pair::start(&setup);
-        // A busy machine stops a guest as well, now and then.
         let mut differences = Vec::new();
-        for _ in 0..6 {
-            pair.live(Side::Source).gap();
-            thread::sleep(Duration::from_millis(300));
-            let rest = pair.live(Side::Source).gap().max_us;
-            let status = pair.moved(&json!({}), LIMIT);
-            let told = status.downtime.expect("a downtime");
-            let seen = pair.live(Side::Target).gap();
-            let parts =
-                told.pause_us + told.pages_us + told.state_us + told.load_us + told.resume_us;
-            assert!(told.total_us.abs_diff(parts) < 10, "{told:?}");
-            let difference = seen.max_us.abs_diff(told.total_us);
-            differences.push(difference.saturating_sub(2 * rest));
+        // A busy machine stops a guest as well, now and then.
+        while !differences.iter().any(|&time| time < 4000) {
+            assert!(differences.len() < 6, "{body}: {differences:?}");
+            let (difference, told) = downtime_is_off_by(&mut pair, &body);
+            assert!(told >= least, "{body}: {told}");
+            differences.push(difference);
             pair.again(&setup);
         }
-        assert!(
-            differences.iter().any(|&time| time < 4000),
-            "{differences:?}"
-        );
     }
 }
 
@@ -150,21 +174,13 @@ fn four_vcpus_move() {
     assert_eq!(config["vcpu_count"], 4);
 }
 
-/// Waits until both sides say that the machine has moved.
-#[track_caller]
-fn moved_quietly(pair: &Pair, body: &Value) {
-    pair.send(body);
-    let done = [MigrationPhase::Completed];
-    pair.wait(Side::Source, &done, LIMIT);
-    pair.wait(Side::Target, &done, LIMIT);
-}
-
 #[test]
 fn a_paused_machine_stays_paused() {
     let mut pair = Pair::new(WRITES);
     pair.assert_runs_on(Side::Source);
     pair.live(Side::Source).pause();
-    moved_quietly(&pair, &json!({}));
+    pair.send(&json!({}));
+    pair.arrived(LIMIT);
     pair.assert_runs_nowhere(Duration::from_millis(200));
     pair.api(Side::Target).assert_alive("Paused");
     assert_eq!(pair.end_of(Side::Source), 0);
@@ -180,7 +196,8 @@ fn a_machine_that_is_not_to_go_on_waits_until_it_is_told() {
         ..Setup::default()
     });
     pair.assert_runs_on(Side::Source);
-    moved_quietly(&pair, &json!({}));
+    pair.send(&json!({}));
+    pair.arrived(LIMIT);
     pair.assert_runs_nowhere(Duration::from_millis(200));
     pair.api(Side::Target).assert_alive("Paused");
     pair.live(Side::Target).resume();
@@ -254,6 +271,22 @@ fn a_limit_on_the_bandwidth_holds_until_it_is_lifted() {
     assert!(sent <= allowed && sent > allowed / 3.0, "{status:?}");
     assert_eq!(status.phase, MigrationPhase::PreCopy);
     assert_eq!(status.bandwidth_limit, rate);
+    // How much is left, and for how long, is known before the first pass is over.
+    let left = status.remaining_pages * 4096;
+    assert!((10 << 20..40 << 20).contains(&left), "{status:?}");
+    let time = status.time_left_ms.unwrap();
+    assert!((500..20_000).contains(&time), "{status:?}");
+    let metrics = pair.api(Side::Source).send("GET", "/metrics", "").body;
+    for name in [
+        "remaining_pages",
+        "left_seconds",
+        "bandwidth_bytes_per_second",
+    ] {
+        let start = format!("brume_migration_{name} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&start));
+        let value: f64 = value.unwrap().parse().unwrap();
+        assert!(value > 0.0, "{metrics}");
+    }
     // The target measures it.
     let there = pair.progress(Side::Target).bandwidth;
     assert!(there > rate / 3 && there < 3 * rate, "{there}");
@@ -300,11 +333,36 @@ fn a_guest_that_writes_too_fast_is_slowed_until_it_moves() {
         .collect();
     assert!(steps.is_sorted() && steps.last() > Some(&20), "{steps:?}");
     assert_settled(&mut pair);
-    // It is as fast as ever.
-    pair.live(Side::Target).gap();
+    eventually("it is as fast as ever", || {
+        speed(pair.live(Side::Target)) * 4096 > 50_000_000
+    });
+}
+
+#[test]
+fn a_guest_that_was_slowed_and_stays_is_as_fast_as_ever() {
+    let mut pair = Pair::new("bare.touch=2 bare.rate=max");
+    pair.assert_runs_on(Side::Source);
+    let before = speed(pair.live(Side::Source));
+    // Not one page can be sent in a millisecond, so it never comes to an end.
+    pair.send(
+        &json!({"bandwidth_limit": SLOW / 8, "compression": "None", "max_downtime_ms": 1,
+        "auto_converge": true}),
+    );
+    pair.wait_until(Side::Source, LIMIT, |status| status.throttle_percent > 60);
+    pair.cancel(Side::Source);
+    pair.wait(Side::Source, &[MigrationPhase::Cancelled], LIMIT);
+    assert!(!tracks(pair.api(Side::Source)));
+    eventually("it is as fast as before", || {
+        speed(pair.live(Side::Source)) * 2 > before
+    });
+}
+
+/// How many pages a guest writes per second, that writes as fast as it can.
+fn speed(live: &mut Live) -> u64 {
+    live.gap();
     thread::sleep(Duration::from_millis(300));
-    let gap = pair.live(Side::Target).gap();
-    assert!(gap.pages * 4096 > gap.us * 50, "{gap:?}");
+    let gap = live.gap();
+    gap.pages * 1_000_000 / gap.us.max(1)
 }
 
 #[test]

@@ -18,7 +18,7 @@ use brume_tests::vm::SOON;
 use serde_json::json;
 
 use crate::block::disk;
-use crate::migration::{LIMIT, WRITES, assert_settled};
+use crate::migration::{LIMIT, WRITES, assert_settled, in_turn};
 use crate::snapshot_devices::exchange;
 use crate::vsock::{connect, echo};
 
@@ -103,26 +103,27 @@ fn disk_goes_on(machine: &mut Live) {
 }
 
 /// A machine whose disk never rests moves to and fro.
-fn move_with_disk(engine: &str, lock: Option<bool>) {
+fn move_with_disk(engine: &str, lock: Option<bool>, link: Link) {
     let (_folder, path) = disk();
     let drive = json!({
         "drive_id": "d", "is_root_device": false, "path_on_host": path, "io_engine": engine,
         "lock": lock,
     });
-    let setup = Setup::default();
+    let setup = Setup {
+        link,
+        ..Setup::default()
+    };
     let mut pair = Pair::start_with(&setup, |api| {
         let args = "bare.do=live-blk bare.qd=32 bare.bytes=65536 bare.area=4";
         api.start_bare(args, &[("/drives/d", drive)]);
         api.vm.wait_for("bare: live-blk ready\n", SOON);
         Live { api }
     });
-    for _ in 0..4 {
+    for number in 0..6 {
         disk_goes_on(pair.live(Side::Source));
         pair.live(Side::Source).ask(b'w', "wrote");
-        pair.send(&json!({}));
-        let done = [MigrationPhase::Completed];
-        pair.wait(Side::Source, &done, LIMIT);
-        pair.wait(Side::Target, &done, LIMIT);
+        pair.send(&in_turn(number));
+        pair.arrived(LIMIT);
         assert_eq!(pair.runs_on(), Side::Target);
         let target = pair.live(Side::Target);
         disk_goes_on(target);
@@ -136,14 +137,14 @@ fn move_with_disk(engine: &str, lock: Option<bool>) {
 
 #[test]
 fn block_requests_are_all_answered_rightly() {
-    for engine in ["Sync", "Async"] {
-        move_with_disk(engine, None);
+    for (engine, link) in [("Sync", Link::Unix), ("Async", Link::Tcp)] {
+        move_with_disk(engine, None, link);
     }
 }
 
 #[test]
 fn locks_of_disks_are_handed_over() {
-    move_with_disk("Async", Some(true));
+    move_with_disk("Async", Some(true), Link::Unix);
 }
 
 #[test]
@@ -212,12 +213,10 @@ fn frames_go_on_coming_back_from_the_other_host() {
             })
         };
         let talk = scope.spawn(talk);
-        for _ in 0..4 {
+        for number in 0..6 {
             thread::sleep(Duration::from_millis(200));
-            pair.send(&json!({}));
-            let done = [MigrationPhase::Completed];
-            pair.wait(Side::Source, &done, LIMIT);
-            pair.wait(Side::Target, &done, LIMIT);
+            pair.send(&in_turn(number));
+            pair.arrived(LIMIT);
             assert_eq!(pair.runs_on(), Side::Target);
             pair.again(&setup);
         }
@@ -251,10 +250,8 @@ fn a_socket_that_listens_does_so_at_the_target_and_streams_are_reset() {
         let before = path(&(number - 1).to_string());
         let mut open = connect(&before, 52);
         echo(&mut open, 100_000);
-        pair.send(&json!({}));
-        let done = [MigrationPhase::Completed];
-        pair.wait(Side::Source, &done, LIMIT);
-        pair.wait(Side::Target, &done, LIMIT);
+        pair.send(&in_turn(number));
+        pair.arrived(LIMIT);
         let mut rest = Vec::new();
         // Its end is seen, in order or not.
         let _ = open.read_to_end(&mut rest);

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use brume_api::{MigrationPhase, MigrationStatus};
-use brume_tests::api::{ApiVm, eventually};
+use brume_tests::api::{ApiVm, eventually, with};
 use brume_tests::live::Live;
 use brume_tests::vm::SOON;
 use serde_json::{Value, json};
@@ -80,9 +80,10 @@ impl Move {
 
     fn send(&self, more: &Value) {
         let destination = format!("unix:{}", self.path("move.sock").display());
-        let mut body = json!({"destination": destination, "with_disks": true});
-        let members = more.as_object().unwrap().clone();
-        body.as_object_mut().unwrap().extend(members);
+        let body = with(
+            json!({"destination": destination, "with_disks": true}),
+            more,
+        );
         self.source.api.done("PUT", "/migration/send", &body);
     }
 
@@ -203,7 +204,12 @@ fn assert_arrived(machine: &mut Move) {
 
 #[test]
 fn disks_move_beside_memory_that_goes_over_several_connections() {
-    for connections in [2, 4] {
+    for (connections, mode) in [
+        (2, "PreCopy"),
+        (4, "PreCopy"),
+        (2, "PostCopy"),
+        (1, "Hybrid"),
+    ] {
         let mut machine = Move::new("Async");
         work_past(&mut machine.source, 500);
         // Some of it twice.
@@ -211,7 +217,7 @@ fn disks_move_beside_memory_that_goes_over_several_connections() {
             machine.source.write_round();
         }
         // Slowly, so that it is here until it has written.
-        let body = json!({"connections": connections, "bandwidth_limit": 4 * MIB});
+        let body = json!({"connections": connections, "mode": mode, "bandwidth_limit": 4 * MIB});
         machine.send(&body);
         eventually("the disk moves", || status(&machine.target).disk_bytes > 0);
         // What the guest writes while its disk moves.

@@ -242,8 +242,7 @@ fn nobody_runs_the_machine_in_doubt_until_the_connection_is_back() {
         assert!(refused.body.contains("handed over"), "{}", refused.body);
     }
     proxy(&pair).mend();
-    pair.wait(Side::Source, &[MigrationPhase::Completed], LIMIT);
-    pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
+    pair.arrived(LIMIT);
     assert_settled(&mut pair);
 }
 
@@ -393,8 +392,7 @@ fn a_connection_that_stalls_for_a_while_carries_the_machine_all_the_same() {
     thread::sleep(Duration::from_secs(2));
     pair.assert_runs_on(Side::Source);
     proxy(&pair).go_on();
-    pair.wait(Side::Source, &[MigrationPhase::Completed], LIMIT);
-    pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
+    pair.arrived(LIMIT);
     assert_settled(&mut pair);
 }
 
@@ -480,8 +478,7 @@ fn a_move_that_is_called_off_too_late_goes_on() {
     sprung(&pair);
     pair.cancel(Side::Source);
     proxy(&pair).go_on();
-    pair.wait(Side::Source, &[MigrationPhase::Completed], LIMIT);
-    pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
+    pair.arrived(LIMIT);
     assert_settled(&mut pair);
 }
 

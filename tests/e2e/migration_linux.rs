@@ -21,6 +21,8 @@ use brume_tests::{artefacts, linux_slot};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::migration::in_turn;
+
 const MAC: [u8; 6] = [0x06, 0, 0, 0, 0, 0x0a];
 /// The MAC address of who pings, on the switch.
 const PINGER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
@@ -154,7 +156,7 @@ fn moved(around: &Surroundings, machine: Machine, number: usize) -> Machine {
     let train = around.pings(interval);
     let around_move = AROUND.max(interval * 3);
     thread::sleep(around_move);
-    let status = machine.placed.move_to(&target.placed);
+    let status = machine.placed.move_to(&target.placed, &in_turn(number));
     thread::sleep(around_move);
     let pings = train.end();
     let port = format!("port{}", target.placed.host);

@@ -14,6 +14,8 @@ use brume_tests::memory_files::{assert_same_memory, merge};
 use brume_tests::migration::{Link, Pair, Setup, Side};
 use serde_json::{Value, json};
 
+use crate::migration_strangers::{accept, hear_offer};
+
 const LIMIT: Duration = Duration::from_secs(60);
 /// A guest that writes while it moves.
 const WRITES: &str = "bare.touch=32 bare.rate=50";
@@ -141,15 +143,8 @@ fn a_machine_that_is_refused_goes_on_and_moves_later() {
 
 /// A target that takes everything; its connection and what it was handed over.
 fn take_all(listener: &Listener) -> (Channel, File) {
-    let link = listener.accept(LIMIT).unwrap().expect("a connection");
-    let mut channel = Channel::new(link);
-    channel.set_limit(LIMIT).unwrap();
-    let hello = channel.meet().unwrap();
-    channel.welcome(&hello).unwrap();
-    let offer = channel.receive_message().unwrap();
-    let Message::Offer(offer) = offer else {
-        panic!("{offer:?}");
-    };
+    let mut channel = accept(listener, LIMIT);
+    let offer = hear_offer(&mut channel);
     assert_eq!(offer.get("shares_memory"), Some(&json!(true)));
     let memory = File::from(channel.receive_fd().unwrap());
     let accepted = json!({"shares_memory": true});

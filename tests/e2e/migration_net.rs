@@ -11,6 +11,8 @@ use brume_tests::placed::Placed;
 use brume_tests::vm::SOON;
 use serde_json::json;
 
+use crate::migration::in_turn;
+
 const MAC: [u8; 6] = [0x06, 0, 0, 0, 0, 0x0b];
 const MAC_TEXT: &str = "06:00:00:00:00:0b";
 /// The MAC address of who sends, on the switch.
@@ -40,7 +42,7 @@ fn frames_are_lost_while_the_guest_stands_still_only() {
         let probe = Probe::Frame([MAC, SENDER]);
         let train = Train::start(&lan.switch, "lan0", probe, INTERVAL);
         thread::sleep(AROUND);
-        let status = machine.move_to(&target);
+        let status = machine.move_to(&target, &in_turn(number));
         thread::sleep(AROUND);
         let frames = train.end();
         let told = status.downtime.expect("a downtime").total_us;

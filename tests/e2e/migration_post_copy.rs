@@ -4,13 +4,21 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use brume_api::MigrationPhase;
+use brume_migration::{Address, Channel, Listener, Message, Received};
+use brume_tests::api::eventually;
+use brume_tests::live::Live;
 use brume_tests::migration::{Link, Pair, Setup, Side};
 use serde_json::{Value, json};
 
 use crate::migration::{LIMIT, WRITES, assert_settled};
 use crate::migration_memfd::assert_diffs_after_a_move;
+use crate::migration_strangers::{accept, hear_offer, welcome};
+
+/// A guest that writes to all that it has touched, faster than a slow link carries it.
+pub(crate) const WRITES_ALL: &str = "bare.touch=64 bare.rate=200";
 
 #[test]
 fn memory_follows_a_guest_over_every_link() {
@@ -26,6 +34,71 @@ fn memory_follows_a_guest_over_every_link() {
             assert_settled(&mut pair);
         }
     }
+}
+
+#[test]
+fn what_was_written_again_follows_the_guest() {
+    for shared in [false, true] {
+        let machine = json!({"vcpu_count": 1, "mem_size_mib": 128, "shared_memory": shared});
+        let mut pair = Pair::start(&Setup {
+            args: WRITES_ALL,
+            parts: &[("/machine-config", machine)],
+            link: Link::Tcp,
+            ..Setup::default()
+        });
+        // All of it has been written again when the first pass ends.
+        let slowly = json!({"mode": "Hybrid", "max_downtime_ms": 1, "bandwidth_limit": 50 << 20});
+        let status = pair.moved(&slowly, LIMIT);
+        assert_eq!(status.passes.len(), 1, "{status:?}");
+        assert!(status.passes[0].dirtied_pages > 1000, "{status:?}");
+        assert_settled(&mut pair);
+    }
+}
+
+/// A target that takes a pass, up to the word that some of it is old; how many pages that is.
+fn take_a_pass(listener: &Listener) -> (Channel, Channel, u32) {
+    let mut channel = accept(listener, LIMIT);
+    hear_offer(&mut channel);
+    channel.send(&Message::Accepted(Value::Null)).unwrap();
+    let mut faults = accept(listener, LIMIT);
+    welcome(&mut faults);
+    let mut stale = 0;
+    loop {
+        match channel.receive().unwrap() {
+            Received::Pages(_) | Received::Message(Message::KeepAlive) => {}
+            Received::Message(Message::PassEnded { pass, .. }) => {
+                channel.send(&Message::PassTaken { pass }).unwrap();
+            }
+            Received::Missing { bytes, .. } => {
+                stale += bytes.iter().map(|byte| byte.count_ones()).sum::<u32>();
+            }
+            Received::Message(Message::Stale) => return (channel, faults, stale),
+            _ => panic!("something else has come"),
+        }
+    }
+}
+
+#[test]
+fn what_is_old_is_forgotten_while_the_guest_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let listen = Address::Unix(folder.path().join("target"));
+    let listener = Listener::bind(&listen).unwrap();
+    let target = thread::spawn(move || take_a_pass(&listener));
+    let mut live = Live::start(WRITES_ALL, &[]);
+    let body = json!({"destination": listen.to_string(), "mode": "Hybrid", "max_downtime_ms": 1,
+        "bandwidth_limit": 50 << 20});
+    live.api.done("PUT", "/migration/send", &body);
+    let (channel, faults, stale) = target.join().unwrap();
+    assert!(stale > 1000, "{stale}");
+    // It has not been stopped, and stays when the target goes.
+    let before = live.status();
+    drop((channel, faults));
+    eventually("the move has failed", || {
+        live.api.get("/migration")["phase"] == json!("Failed")
+    });
+    let after = live.status();
+    assert!(after.tick > before.tick && after.writes > before.writes);
+    live.hash();
 }
 
 #[test]
@@ -55,6 +128,9 @@ fn a_guest_waits_for_memory_whose_connection_breaks_and_gets_it() {
     proxy.cut();
     pair.wait(Side::Source, &[MigrationPhase::PostCopyInterrupted], LIMIT);
     pair.wait(Side::Target, &[MigrationPhase::PostCopyInterrupted], LIMIT);
+    let limit = r#"{"bandwidth_limit": 1000}"#;
+    let refused = pair.api(Side::Source).send("PATCH", "/migration", limit);
+    assert!(refused.body.contains("was handed over"), "{refused:?}");
     // Neither side gives it up.
     let refused = pair.cancel(Side::Source);
     assert_eq!(refused.status, 400, "{refused:?}");

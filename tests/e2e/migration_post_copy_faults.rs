@@ -2,6 +2,7 @@
 //! Guests that go before their memory, and connections and processes that end at a bad moment.
 
 use std::fs;
+use std::thread;
 use std::time::Duration;
 
 use brume_api::MigrationPhase;
@@ -11,6 +12,7 @@ use brume_tests::proxy::{Harm, Place, Proxy, Way};
 use serde_json::json;
 
 use crate::migration::{LIMIT, assert_settled};
+use crate::migration_post_copy::WRITES_ALL;
 
 /// A guest whose memory takes a while to follow.
 fn setup(link: Link, proxied: bool) -> Setup<'static> {
@@ -27,18 +29,29 @@ fn proxy(pair: &Pair) -> &Proxy {
 }
 
 /// A guest that has begun to go, whose connection breaks at a message.
-fn cut(way: Way, place: Place, message: &'static str) -> Pair {
-    let mut pair = Pair::start(&setup(Link::Tcp, true));
+fn cut(mode: &str, way: Way, message: &'static str) -> Pair {
+    let mut pair = Pair::start(&Setup {
+        args: WRITES_ALL,
+        ..setup(Link::Tcp, true)
+    });
     pair.assert_runs_on(Side::Source);
-    proxy(&pair).trap(way, place, message, Harm::Cut);
-    pair.send(&json!({"mode": "PostCopy"}));
+    proxy(&pair).trap(way, Place::Before, message, Harm::Cut);
+    // Much of it has been written again after a pass, and follows.
+    let slowly = json!({"mode": mode, "max_downtime_ms": 1, "bandwidth_limit": 50 << 20});
+    pair.send(&slowly);
     pair
 }
 
 #[test]
 fn a_guest_that_has_not_gone_on_stays_and_leaves_nothing_at_the_target() {
-    for (way, message) in [(Way::There, "Sent"), (Way::Back, "Ready")] {
-        let mut pair = cut(way, Place::Before, message);
+    for (mode, way, message) in [
+        ("PostCopy", Way::There, "Sent"),
+        ("PostCopy", Way::Back, "Ready"),
+        ("Hybrid", Way::There, "Stale"),
+        ("Hybrid", Way::Back, "Forgotten"),
+        ("Hybrid", Way::Back, "Ready"),
+    ] {
+        let mut pair = cut(mode, way, message);
         pair.wait(Side::Source, &[MigrationPhase::Failed], LIMIT);
         pair.wait(Side::Target, &[MigrationPhase::Listening], LIMIT);
         pair.assert_runs_on(Side::Source);
@@ -52,17 +65,21 @@ fn a_guest_that_has_not_gone_on_stays_and_leaves_nothing_at_the_target() {
                 .filter_map(|task| fs::read(task.path().join("comm")).ok());
             !names.any(|name| name.starts_with(b"migration fault"))
         });
-        pair.moved(&json!({"mode": "PostCopy"}), LIMIT);
+        pair.moved(&json!({"mode": mode}), LIMIT);
         assert_settled(&mut pair);
     }
 }
 
 #[test]
 fn both_sides_find_each_other_after_any_word_was_lost() {
-    for message in ["TakenOver", "Complete"] {
-        let mut pair = cut(Way::Back, Place::Before, message);
-        pair.wait(Side::Source, &[MigrationPhase::Completed], LIMIT);
-        pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
+    for (mode, message) in [
+        ("PostCopy", "TakenOver"),
+        ("PostCopy", "Complete"),
+        ("Hybrid", "TakenOver"),
+        ("Hybrid", "Complete"),
+    ] {
+        let mut pair = cut(mode, Way::Back, message);
+        pair.arrived(LIMIT);
         assert_settled(&mut pair);
     }
 }
@@ -106,4 +123,48 @@ fn people_may_give_up_a_target_that_is_lost() {
     let error = pair.progress(Side::Source).error.unwrap();
     assert!(error.contains("given up"), "{error}");
     pair.end_of(Side::Source);
+}
+
+#[test]
+fn a_guest_gets_its_memory_without_the_connection_that_it_would_ask_on() {
+    let mut pair = Pair::start(&setup(Link::Tcp, true));
+    pair.assert_runs_on(Side::Source);
+    pair.send(&json!({"mode": "Hybrid", "max_downtime_ms": 1, "bandwidth_limit": 20_000_000}));
+    pair.wait_until(Side::Source, LIMIT, |status| status.bytes > 1 << 20);
+    proxy(&pair).drop_connection(1);
+    pair.arrived(LIMIT);
+    assert_settled(&mut pair);
+}
+
+#[test]
+fn a_guest_waits_for_its_memory_behind_a_slow_network() {
+    let mut pair = Pair::start(&setup(Link::TwoHosts, false));
+    pair.assert_runs_on(Side::Source);
+    let lan = pair.lan.as_ref().unwrap();
+    lan.slow_down("2mbit");
+    pair.send(&json!({"mode": "PostCopy"}));
+    pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
+    thread::sleep(Duration::from_secs(2));
+    let status = pair.progress(Side::Target);
+    assert_eq!(status.phase, MigrationPhase::PostCopy, "{status:?}");
+    assert!(status.remaining_pages > 10_000, "{status:?}");
+    pair.lan.as_ref().unwrap().speed_up();
+    pair.arrived(LIMIT);
+    assert_settled(&mut pair);
+}
+
+#[test]
+fn a_target_says_when_the_source_is_lost_that_has_its_memory() {
+    let mut pair = Pair::start(&setup(Link::Tcp, true));
+    pair.assert_runs_on(Side::Source);
+    proxy(&pair).trap(Way::There, Place::Before, "MemorySent", Harm::Stall);
+    pair.send(&json!({"mode": "PostCopy"}));
+    pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
+    pair.api(Side::Source).vm.signal(libc::SIGKILL);
+    pair.end_of(Side::Source);
+    proxy(&pair).cut();
+    proxy(&pair).go_on();
+    let lost = [MigrationPhase::PostCopyInterrupted];
+    let status = pair.wait(Side::Target, &lost, LIMIT);
+    assert!(status.error.is_some(), "{status:?}");
 }

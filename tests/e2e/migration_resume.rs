@@ -57,9 +57,7 @@ fn ctl(pair: &Pair, side: Side, words: &[&str]) -> Outcome {
 
 #[track_caller]
 fn has_come(pair: &mut Pair) -> MigrationStatus {
-    let done = [MigrationPhase::Completed];
-    let status = pair.wait(Side::Source, &done, LIMIT);
-    pair.wait(Side::Target, &done, LIMIT);
+    let status = pair.arrived(LIMIT);
     assert_settled(pair);
     status
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use brume_tests::api::{ApiVm, eventually};
+use brume_tests::api::{ApiVm, eventually, with};
 use brume_tests::live::Snapshot;
 use brume_tests::memory_files::{assert_same_memory, merge};
 use brume_tests::netns::NetNs;
@@ -115,11 +115,10 @@ impl Surroundings {
     fn restore(&self, snapshot: &Snapshot, name: &str, extra: &Value) -> Machine<'_> {
         let api = self.process();
         let vsock = self.path(&format!("{name}.sock"));
-        let mut body = json!({
+        let body = json!({
             "track_dirty_pages": true, "vsock_override": {"uds_path": vsock},
         });
-        let members = extra.as_object().unwrap().clone();
-        body.as_object_mut().unwrap().extend(members);
+        let body = with(body, extra);
         api.done("PUT", "/snapshot/load", &snapshot.load_request(&body));
         Machine {
             api,

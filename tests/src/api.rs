@@ -202,3 +202,16 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// `body` with the members of `more` besides or instead.
+///
+/// # Panics
+///
+/// `more` is not an object.
+#[must_use]
+pub fn with(mut body: Value, more: &Value) -> Value {
+    if let Some(body) = body.as_object_mut() {
+        body.extend(more.as_object().expect("an object").clone());
+    }
+    body
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::api::ApiVm;
+use crate::api::{ApiVm, with};
 use crate::vm::SOON;
 
 /// What the guest says of itself.
@@ -113,15 +113,12 @@ impl Snapshot {
     ///
     /// `extra` is not an object.
     pub fn load_request(&self, extra: &Value) -> Value {
-        let mut body = json!({
+        let body = json!({
             "snapshot_path": self.state,
             "mem_backend": {"backend_type": "File", "backend_path": self.memory},
             "resume_vm": true,
         });
-        if let Some(body) = body.as_object_mut() {
-            body.extend(extra.as_object().expect("an object").clone());
-        }
-        body
+        with(body, extra)
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use brume_api::{MigrationPhase, MigrationStatus, Response};
 use serde_json::{Value, json};
 
-use crate::api::{ApiVm, eventually};
+use crate::api::{ApiVm, eventually, with};
 use crate::host;
 use crate::lan::Lan;
 use crate::live::{Live, Status};
@@ -330,10 +330,21 @@ impl Pair {
     #[track_caller]
     pub fn moved(&mut self, body: &Value, limit: Duration) -> MigrationStatus {
         self.send(body);
+        let status = self.arrived(limit);
+        self.assert_runs_on(Side::Target);
+        status
+    }
+
+    /// Waits until both sides say that the machine has moved; how it went, as the source says.
+    ///
+    /// # Panics
+    ///
+    /// It goes wrong, or is not over in time.
+    #[track_caller]
+    pub fn arrived(&self, limit: Duration) -> MigrationStatus {
         let done = [MigrationPhase::Completed];
         let status = self.wait(Side::Source, &done, limit);
         self.wait(Side::Target, &done, limit);
-        self.assert_runs_on(Side::Target);
         status
     }
 
@@ -506,12 +517,4 @@ fn on_host(lan: Option<&Lan>, number: usize, command: Command) -> Command {
         Some(host) => host.wrap(&command),
         None => command,
     }
-}
-
-/// `body` with the members of `more`, which is an object.
-fn with(mut body: Value, more: &Value) -> Value {
-    if let Some(body) = body.as_object_mut() {
-        body.extend(more.as_object().expect("an object").clone());
-    }
-    body
 }

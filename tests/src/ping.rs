@@ -27,6 +27,8 @@ const IDENTIFIER: [u8; 2] = [0xb7, 0x3e];
 /// How long the last of a train may take. On a busy host an emulated guest takes seconds now and
 /// then; only what it never answers is lost.
 const LATE: Duration = Duration::from_secs(10);
+/// How long announcements may take to be enough.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Ethernet header, IPv4 header, echo request with 8 bytes.
 const LENGTH: usize = 14 + 20 + 16;
 
@@ -290,7 +292,7 @@ impl Listener {
     ///
     /// A thread has.
     pub fn end(self, enough: Announcements) -> Announcements {
-        let end = Instant::now() + LATE;
+        let end = Instant::now() + SETTLED;
         let [rarp, arp] = &self.heard;
         let heard = || Announcements {
             rarp: rarp.load(Ordering::Relaxed),

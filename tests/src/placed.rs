@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use brume_api::{MigrationPhase, MigrationStatus};
 use serde_json::{Value, json};
 
-use crate::api::{ApiVm, eventually};
+use crate::api::{ApiVm, eventually, with};
 use crate::lan::Lan;
 use crate::vm::{SOON, brume};
 
@@ -71,8 +71,9 @@ impl Placed {
     ///
     /// It does not get there.
     #[track_caller]
-    pub fn move_to(&self, target: &Self) -> MigrationStatus {
+    pub fn move_to(&self, target: &Self, options: &Value) -> MigrationStatus {
         let body = json!({"destination": target.address(), "connections": 2});
+        let body = with(body, options);
         self.api.done("PUT", "/migration/send", &body);
         let begun = Instant::now();
         let status = loop {

@@ -3,18 +3,19 @@
 //!
 //! It carries bytes alone: descriptors that are passed over a unix socket are lost on the way.
 
+mod stream;
+
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::frames::Frames;
-use crate::host;
+use stream::{Listener, Stream};
 
 /// How much is carried at a time.
 const CHUNK: usize = 64 * 1024;
@@ -516,111 +517,6 @@ impl Shared {
         });
         state.stalled |= stalls;
         end
-    }
-}
-
-enum Listener {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-impl Listener {
-    /// Listens at an address of the same kind as `like`.
-    fn bind(like: &Address, folder: &Path) -> io::Result<(Self, Address)> {
-        match like {
-            Address::Unix(_) => {
-                let path = folder.join("proxy.sock");
-                Ok((Self::Unix(UnixListener::bind(&path)?), Address::Unix(path)))
-            }
-            Address::Tcp(_) => {
-                let listener = TcpListener::bind("127.0.0.1:0")?;
-                let address = listener.local_addr()?;
-                Ok((Self::Tcp(listener), Address::Tcp(address)))
-            }
-            Address::Passed(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
-    fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Unix(listener) => Ok(Stream::Unix(listener.accept()?.0)),
-            Self::Tcp(listener) => Stream::tcp(listener.accept()?.0),
-        }
-    }
-}
-
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Stream {
-    fn connect(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Unix(path) => Ok(Self::Unix(UnixStream::connect(path)?)),
-            Address::Tcp(address) => Self::tcp(TcpStream::connect(address)?),
-            Address::Passed(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
-    fn tcp(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        Ok(Self::Tcp(stream))
-    }
-
-    fn try_clone(&self) -> io::Result<Self> {
-        Ok(match self {
-            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
-            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
-        })
-    }
-
-    /// Says that no more will come.
-    fn end(&self) {
-        self.shut(Shutdown::Write);
-    }
-
-    /// Ends it in order.
-    fn close(&self) {
-        self.shut(Shutdown::Both);
-    }
-
-    fn shut(&self, how: Shutdown) {
-        // It may be closed already.
-        let _ = match self {
-            Self::Unix(stream) => stream.shutdown(how),
-            Self::Tcp(stream) => stream.shutdown(how),
-        };
-    }
-
-    /// Breaks it, if it is of a kind that can break.
-    fn reset(&self) {
-        match self {
-            Self::Tcp(stream) if host::reset(stream.as_raw_fd()).is_ok() => {}
-            _ => self.close(),
-        }
-    }
-}
-
-impl Read for &Stream {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&*stream).read(bytes),
-            Stream::Tcp(stream) => (&*stream).read(bytes),
-        }
-    }
-}
-
-impl Write for &Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&*stream).write(bytes),
-            Stream::Tcp(stream) => (&*stream).write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -292,6 +292,20 @@ impl Vm {
         self.child.id().cast_signed()
     }
 
+    /// Memory that the whole process has, in MiB.
+    ///
+    /// # Panics
+    ///
+    /// It has ended.
+    pub fn resident_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("a process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kib: u64 = kib.expect("a size").parse().expect("a number");
+        kib >> 10
+    }
+
     /// Sends it a signal, if it was not seen to end.
     pub fn signal(&self, signal: i32) {
         if self.ended {
