@@ -26,6 +26,7 @@ mod linux;
 mod migration;
 mod migration_compression;
 mod migration_devices;
+mod migration_disk_faults;
 mod migration_disks;
 mod migration_faults;
 mod migration_large;

@@ -33,34 +33,10 @@ impl Move {
     /// The target has its disks at other paths, and does not let the guest go on at once.
     fn new(engine: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        make_disk(&path("disk"));
-        fs::write(path("read-only"), vec![0xa5; READ_ONLY_SIZE as usize]).unwrap();
-        let machine = json!({"vcpu_count": 1, "mem_size_mib": 32});
-        let drive = |id: &str, path: PathBuf, read_only: bool| {
-            json!({
-                "drive_id": id, "is_root_device": false, "is_read_only": read_only,
-                "path_on_host": path, "io_engine": engine,
-            })
-        };
-        let parts = [
-            ("/machine-config", machine),
-            ("/drives/d", drive("d", path("disk"), false)),
-            ("/drives/r", drive("r", path("read-only"), true)),
-        ];
-        let api = ApiVm::new();
-        api.start_bare(
-            "bare.do=live-blk bare.qd=32 bare.bytes=65536 bare.area=8",
-            &parts,
-        );
-        api.vm.wait_for("bare: live-blk ready\n", SOON);
-        let overrides = json!([
-            {"drive_id": "d", "path_on_host": path("disk-there")},
-            {"drive_id": "r", "path_on_host": path("read-only-there")},
-        ]);
-        let target = Self::target(&folder, &overrides);
+        let source = start(ApiVm::new(), folder.path(), engine);
+        let target = Self::target(&folder, &overrides(folder.path()));
         Self {
-            source: Live { api },
+            source,
             target,
             folder,
         }
@@ -115,6 +91,48 @@ impl Move {
     }
 }
 
+/// Starts a guest at work on disks that it makes in `folder`.
+pub(crate) fn start(api: ApiVm, folder: &Path, engine: &str) -> Live {
+    let path = |name: &str| folder.join(name);
+    make_disk(&path("disk"));
+    fs::write(path("read-only"), vec![0xa5; READ_ONLY_SIZE as usize]).unwrap();
+    let machine = json!({"vcpu_count": 1, "mem_size_mib": 32});
+    let drive = |id: &str, path: PathBuf, read_only: bool| {
+        json!({
+            "drive_id": id, "is_root_device": false, "is_read_only": read_only,
+            "path_on_host": path, "io_engine": engine,
+        })
+    };
+    let parts = [
+        ("/machine-config", machine),
+        ("/drives/d", drive("d", path("disk"), false)),
+        ("/drives/r", drive("r", path("read-only"), true)),
+    ];
+    api.start_bare(
+        "bare.do=live-blk bare.qd=32 bare.bytes=65536 bare.area=8",
+        &parts,
+    );
+    api.vm.wait_for("bare: live-blk ready\n", SOON);
+    Live { api }
+}
+
+/// Where a target has the disks.
+pub(crate) fn overrides(folder: &Path) -> Value {
+    json!([
+        {"drive_id": "d", "path_on_host": folder.join("disk-there")},
+        {"drive_id": "r", "path_on_host": folder.join("read-only-there")},
+    ])
+}
+
+/// Checks that the disks in `folder` are the same on both sides.
+#[track_caller]
+pub(crate) fn assert_moved(folder: &Path) {
+    for name in ["disk", "read-only"] {
+        let there = folder.join(format!("{name}-there"));
+        assert_same(&folder.join(name), &there);
+    }
+}
+
 fn status(side: &Live) -> MigrationStatus {
     serde_json::from_value(side.api.get("/migration")).unwrap()
 }
@@ -133,7 +151,7 @@ fn make_disk(path: &Path) {
 
 /// Waits until the guest has done `more` requests, all of them well.
 #[track_caller]
-fn work_past(side: &mut Live, more: u64) {
+pub(crate) fn work_past(side: &mut Live, more: u64) {
     let begun = Instant::now();
     let mut first = None;
     loop {
@@ -172,10 +190,7 @@ fn disks_are_the_same_when_the_machine_arrives() {
         assert_eq!(target.phase, MigrationPhase::Completed, "{target:#?}");
         let source = machine.over(&machine.source);
         assert_eq!(source.phase, MigrationPhase::Completed, "{source:#?}");
-        for name in ["disk", "read-only"] {
-            let there = machine.path(&format!("{name}-there"));
-            assert_same(&machine.path(name), &there);
-        }
+        assert_moved(machine.folder.path());
         // All data and what was written meanwhile; neither holes nor zeros.
         let bytes = target.disk_bytes;
         assert!(bytes > 8 * MIB + READ_ONLY_SIZE, "{target:#?}");
@@ -193,10 +208,7 @@ fn assert_arrived(machine: &mut Move) {
         let over = machine.over(side);
         assert_eq!(over.phase, MigrationPhase::Completed, "{over:#?}");
     }
-    for name in ["disk", "read-only"] {
-        let there = machine.path(&format!("{name}-there"));
-        assert_same(&machine.path(name), &there);
-    }
+    assert_moved(machine.folder.path());
     machine.target.resume();
     work_past(&mut machine.target, 500);
     machine.target.hash();
@@ -272,8 +284,7 @@ fn a_move_that_is_called_off_leaves_no_files() {
     machine.send(&json!({}));
     let over = machine.over(&machine.target);
     assert_eq!(over.phase, MigrationPhase::Completed, "{over:#?}");
-    assert_same(&machine.path("disk"), &machine.path("disk-there"));
-    assert_same(&machine.path("read-only"), &machine.path("read-only-there"));
+    assert_moved(machine.folder.path());
 }
 
 #[test]

@@ -172,8 +172,58 @@ fn a_flipped_bit_is_found_and_leaves_the_machine_where_it_was() {
         let text = "the checksum is wrong";
         // Only who has read it knows of it at first.
         assert!(error.contains(text), "{connection} {way:?}: {error}");
-        assert!(way == Way::Back || told.contains(text), "{told}");
+        let told_by = match way {
+            Way::There => text,
+            // It does not wait for the others then.
+            Way::Back => "gone before all of its connections",
+        };
+        assert!(told.contains(told_by), "{told}");
         assert_stays_and_can_move(&mut pair);
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_any_frame_leaves_the_machine_on_one_side() {
+    for (way, name) in [
+        (Way::There, "Hello"),
+        (Way::Back, "Welcome"),
+        (Way::There, "Offer"),
+        (Way::There, "PassEnded"),
+        (Way::Back, "PassTaken"),
+        (Way::There, "State"),
+        (Way::There, "Sent"),
+        (Way::Back, "Ready"),
+        (Way::There, "Commit"),
+        (Way::Back, "TakenOver"),
+        (Way::Back, "Running"),
+    ] {
+        let mut pair = trapped(Link::Tcp, (way, Place::Before, name), Harm::Flip);
+        if end_of_move(&pair) == Side::Source {
+            // After this one it is the target's.
+            assert_ne!(name, "Running");
+            assert_stays_and_can_move(&mut pair);
+        } else {
+            assert!(
+                ["Ready", "Commit", "TakenOver", "Running"].contains(&name),
+                "{name}"
+            );
+            assert_settled(&mut pair);
+        }
+    }
+}
+
+/// Waits until the faults of a move have happened and it is over; which side has the machine.
+#[track_caller]
+fn end_of_move(pair: &Pair) -> Side {
+    sprung(pair);
+    let over = [MigrationPhase::Completed, MigrationPhase::Failed];
+    let status = pair.wait(Side::Source, &over, LIMIT);
+    if status.phase == MigrationPhase::Completed {
+        pair.wait(Side::Target, &over, LIMIT);
+        Side::Target
+    } else {
+        waits_again(pair);
+        Side::Source
     }
 }
 
@@ -202,15 +252,11 @@ fn both_sides_find_each_other_after_the_commit_was_lost() {
         (Way::Back, Place::Behind, "TakenOver"),
     ] {
         let mut pair = trapped(Link::Tcp, (way, place, message), Harm::Cut);
-        let over = [MigrationPhase::Completed, MigrationPhase::Failed];
-        let status = pair.wait(Side::Source, &over, LIMIT);
-        sprung(&pair);
-        if status.phase == MigrationPhase::Failed {
+        if end_of_move(&pair) == Side::Source {
             // It had not sent its commit yet.
             assert!(message == "Sent" || message == "Ready", "{message}");
             assert_stays_and_can_move(&mut pair);
         } else {
-            pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
             assert_settled(&mut pair);
         }
     }
@@ -309,16 +355,7 @@ fn a_relay_that_ends_does_not_make_two_machines_of_one() {
         (Way::Back, Place::Before, "TakenOver"),
     ] {
         let mut pair = trapped(Link::Tcp, (way, place, message), Harm::HangUp);
-        sprung(&pair);
-        let over = [MigrationPhase::Completed, MigrationPhase::Failed];
-        let status = pair.wait(Side::Source, &over, LIMIT);
-        let side = if status.phase == MigrationPhase::Completed {
-            pair.wait(Side::Target, &over, LIMIT);
-            Side::Target
-        } else {
-            waits_again(&pair);
-            Side::Source
-        };
+        let side = end_of_move(&pair);
         pair.assert_runs_on(side);
     }
 }
@@ -466,6 +503,20 @@ fn a_move_is_called_off_in_every_phase() {
         assert_eq!(again.status, 400, "{}", again.body);
         assert_stays_and_can_move(&mut pair);
     }
+}
+
+#[test]
+fn a_move_is_called_off_while_the_target_is_looked_for() {
+    let mut pair = begin(Link::TwoHosts);
+    // Nobody says that there is no such host.
+    pair.lan.as_ref().unwrap().unplug();
+    pair.send(&plain());
+    pair.wait(Side::Source, &[MigrationPhase::Connecting], LIMIT);
+    assert_eq!(pair.cancel(Side::Source).status, 204);
+    kept(&pair, MigrationPhase::Cancelled);
+    assert_stays(&mut pair);
+    pair.lan.as_ref().unwrap().plug_in();
+    assert_stays_and_can_move(&mut pair);
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl Surroundings {
         self.folder.path().join(format!("{number}.sock"))
     }
 
-    fn boot(&self) -> Machine {
+    fn boot(&self, vcpus: usize) -> Machine {
         let machine = Machine {
             placed: Placed::start(&self.lan, 0),
             vsock: self.vsock(0),
@@ -86,7 +86,7 @@ impl Surroundings {
         let parts = [
             (
                 "/machine-config",
-                json!({"vcpu_count": 2, "mem_size_mib": 64}),
+                json!({"vcpu_count": vcpus, "mem_size_mib": 64}),
             ),
             ("/network-interfaces/eth0", interface),
         ];
@@ -199,11 +199,11 @@ fn set_balloon(machine: &Machine, mib: u64) {
     api.done("PATCH", "/balloon", &json!({"amount_mib": mib}));
 }
 
-fn move_often(times: usize) {
-    let _slot = linux_slot(2);
+fn move_often(vcpus: usize, times: usize) {
+    let _slot = linux_slot(vcpus);
     let around = Surroundings::new();
     let asker = &around.asker;
-    let mut machine = around.boot();
+    let mut machine = around.boot(vcpus);
     assert_eq!(
         asker.ask(&machine.placed.api.vm, "m"),
         "mmds before=0 after=200"
@@ -251,11 +251,17 @@ fn wait_for_balloon(machine: &Machine, mib: u64) {
 
 #[test]
 fn linux_moves_there_and_back_and_does_not_notice() {
-    move_often(8);
+    move_often(2, 8);
 }
 
 #[test]
 #[ignore = "takes minutes"]
 fn linux_moves_fifty_times() {
-    move_often(50);
+    move_often(2, 50);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn linux_moves_with_more_cpus_than_the_host_has_to_spare() {
+    move_often(4, 8);
 }

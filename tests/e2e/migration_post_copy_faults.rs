@@ -85,6 +85,27 @@ fn both_sides_find_each_other_after_any_word_was_lost() {
 }
 
 #[test]
+fn a_flipped_bit_is_found_while_memory_follows() {
+    for (way, name) in [
+        (Way::There, "Pages"),
+        (Way::Back, "Need"),
+        (Way::There, "MemorySent"),
+        (Way::Back, "Complete"),
+    ] {
+        let mut pair = Pair::start(&setup(Link::Tcp, true));
+        pair.assert_runs_on(Side::Source);
+        proxy(&pair).trap(Way::Back, Place::Behind, "TakenOver", Harm::Stall);
+        pair.send(&json!({"mode": "PostCopy"}));
+        pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
+        proxy(&pair).trap(way, Place::Before, name, Harm::Flip);
+        proxy(&pair).go_on();
+        pair.arrived(LIMIT);
+        assert!(proxy(&pair).is_spent(), "{name}");
+        assert_settled(&mut pair);
+    }
+}
+
+#[test]
 fn a_source_does_not_wait_for_a_target_that_has_ended() {
     let mut pair = Pair::start(&Setup {
         args: "bare.touch=100",

@@ -10,6 +10,8 @@ const HEADER: usize = 32;
 const MAGIC: &[u8] = b"BRMG";
 /// The kind of a frame that is a message.
 const MESSAGE: u8 = 0;
+/// What the other kinds are, from the next one on.
+const KINDS: [&str; 5] = ["Pages", "State", "Missing", "Need", "Disk"];
 /// How much of a message is looked at; its name comes first.
 const LOOK: usize = 64;
 
@@ -26,10 +28,11 @@ pub struct Frames {
 
 impl Frames {
     /// What may be handed on now that `bytes` have come, which are none at the end; and the
-    /// messages that begin in it, each with its name and its range.
+    /// frames that begin in it, each with its name, which is that of a message or its kind, and its
+    /// range.
     pub fn take(&mut self, bytes: &[u8]) -> (Vec<u8>, Vec<(String, Range<u64>)>) {
         self.held.extend_from_slice(bytes);
-        let mut messages = Vec::new();
+        let mut frames = Vec::new();
         let mut at = 0;
         while !self.lost && !bytes.is_empty() && at < self.held.len() {
             let rest = self.held.get(at..).unwrap_or_default();
@@ -47,13 +50,20 @@ impl Frames {
             };
             self.lost = !header.starts_with(MAGIC);
             let length = length_of(header);
-            if header.get(4) == Some(&MESSAGE) {
-                let Some(text) = payload.get(..length.min(LOOK)) else {
-                    break;
-                };
-                let range = at as u64..(at + HEADER + length) as u64;
-                messages.extend(name_of(text).map(|name| (name, range)));
-            }
+            let name = match header.get(4) {
+                Some(&MESSAGE) => {
+                    let Some(text) = payload.get(..length.min(LOOK)) else {
+                        break;
+                    };
+                    name_of(text)
+                }
+                Some(&kind) => KINDS
+                    .get(usize::from(kind) - 1)
+                    .map(|&name| name.to_owned()),
+                None => None,
+            };
+            let range = at as u64..(at + HEADER + length) as u64;
+            frames.extend(name.map(|name| (name, range)));
             self.left = (HEADER + length) as u64;
         }
         let rest = if self.lost || bytes.is_empty() {
@@ -61,7 +71,7 @@ impl Frames {
         } else {
             self.held.split_off(at)
         };
-        (mem::replace(&mut self.held, rest), messages)
+        (mem::replace(&mut self.held, rest), frames)
     }
 }
 
@@ -90,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_found_wherever_the_bytes_are_parted() {
+    fn frames_are_found_wherever_the_bytes_are_parted() {
         let pages = frame(1, &[b'{'; 300]);
         let sent = frame(
             0,
@@ -102,19 +112,16 @@ mod tests {
             let mut frames = Frames::default();
             let (mut out, mut found) = (Vec::new(), Vec::new());
             for bytes in all.chunks(part).chain([&[][..]]) {
-                let (more, messages) = frames.take(bytes);
+                let (more, named) = frames.take(bytes);
                 let begin = out.len() as u64;
                 let place = |range: Range<u64>| range.start + begin..range.end + begin;
-                found.extend(
-                    messages
-                        .into_iter()
-                        .map(|(name, range)| (name, place(range))),
-                );
+                found.extend(named.into_iter().map(|(name, range)| (name, place(range))));
                 out.extend(more);
             }
             assert_eq!(out, all, "{part}");
             let [first, second] = [pages.len(), pages.len() + sent.len()].map(|at| at as u64);
             let expected = [
+                ("Pages".to_owned(), 0..first),
                 ("Sent".to_owned(), first..second),
                 ("Commit".to_owned(), second..all.len() as u64),
             ];

@@ -94,7 +94,7 @@ pub enum Fault {
     },
 }
 
-/// What is to happen when a message passes.
+/// What is to happen when a frame passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Harm {
     /// As [`Fault::Cut`].
@@ -103,9 +103,11 @@ pub enum Harm {
     HangUp,
     /// As [`Fault::Stall`].
     Stall,
+    /// A bit of its last byte is flipped, wherever it is said to happen.
+    Flip,
 }
 
-/// Before or behind a message.
+/// Before or behind a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Nothing of it arrives.
@@ -114,11 +116,11 @@ pub enum Place {
     Behind,
 }
 
-/// A message that is waited for, and what it does to its connection.
+/// A frame that is waited for, and what it does to its connection.
 #[derive(Clone, Debug)]
 struct Trap {
     way: Way,
-    message: &'static str,
+    name: &'static str,
     place: Place,
     harm: Harm,
 }
@@ -185,11 +187,12 @@ impl Proxy {
         self.shared.lock().faults.push(fault);
     }
 
-    /// Has `harm` happen, once, where a message of that name goes that way: `Commit`.
-    pub fn trap(&self, way: Way, place: Place, message: &'static str, harm: Harm) {
+    /// Has `harm` happen, once, where a message of that name, or a frame of that kind, goes that way:
+    /// `Commit`, `Pages`.
+    pub fn trap(&self, way: Way, place: Place, name: &'static str, harm: Harm) {
         self.shared.lock().traps.push(Trap {
             way,
-            message,
+            name,
             place,
             harm,
         });
@@ -379,7 +382,7 @@ fn pump(
     loop {
         let count = from.read(&mut chunk)?;
         let read = chunk.get(..count).unwrap_or_default();
-        let (mut bytes, messages) = frames.take(read);
+        let (mut bytes, named) = frames.take(read);
         if bytes.is_empty() {
             if count == 0 {
                 return Ok(End::Reached);
@@ -390,7 +393,7 @@ fn pump(
         if !shared.wait() {
             return Ok(End::Cut);
         }
-        shared.spring(&messages, number, way);
+        shared.spring(&named, number, way);
         let harm = shared.harm(&mut bytes, number, way);
         shared.count(bytes.len(), number, way);
         match harm {
@@ -429,15 +432,15 @@ impl Shared {
         })
     }
 
-    /// Makes faults of the traps that `messages` have stepped into: a name each, and where it begins
+    /// Makes faults of the traps that `frames` have stepped into: a name each, and where it begins
     /// and ends in what comes next.
-    fn spring(&self, messages: &[(String, Range<u64>)], number: usize, of: Way) {
+    fn spring(&self, frames: &[(String, Range<u64>)], number: usize, of: Way) {
         let mut state = self.lock();
         let Some(begin) = state.connections.get(number).map(|one| one.bytes(of)) else {
             return;
         };
-        for (name, range) in messages {
-            let found = |trap: &Trap| trap.way == of && trap.message == name;
+        for (name, range) in frames {
+            let found = |trap: &Trap| trap.way == of && trap.name == name;
             let Some(index) = state.traps.iter().position(found) else {
                 continue;
             };
@@ -462,6 +465,11 @@ impl Shared {
                     connection,
                     way,
                     at,
+                },
+                Harm::Flip => Fault::Flip {
+                    connection,
+                    way,
+                    at: begin + range.end - 1,
                 },
             });
         }

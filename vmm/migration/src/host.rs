@@ -12,12 +12,21 @@ use std::time::{Duration, Instant};
 
 /// Waits until one of `fds` can be read or has ended, and says which; `None` if that takes longer.
 pub(crate) fn wait_readable(fds: &[RawFd], limit: Duration) -> io::Result<Option<usize>> {
+    wait_for(libc::POLLIN, fds, limit)
+}
+
+/// Whether the other side of the socket `fd` says nothing more than what can still be read.
+pub(crate) fn has_ended(fd: RawFd) -> io::Result<bool> {
+    wait_for(libc::POLLRDHUP, &[fd], Duration::ZERO).map(|ended| ended.is_some())
+}
+
+fn wait_for(events: i16, fds: &[RawFd], limit: Duration) -> io::Result<Option<usize>> {
     let end = Instant::now() + limit;
     let mut polled: Vec<libc::pollfd> = fds
         .iter()
         .map(|&fd| libc::pollfd {
             fd,
-            events: libc::POLLIN,
+            events,
             revents: 0,
         })
         .collect();

@@ -263,6 +263,15 @@ impl Link {
         }
     }
 
+    /// Whether the other side says nothing more than what can still be read.
+    ///
+    /// # Errors
+    ///
+    /// The host does not tell.
+    pub fn has_ended(&self) -> io::Result<bool> {
+        host::has_ended(self.socket().as_raw_fd())
+    }
+
     /// Hands a descriptor over to another process of this host, beside one byte.
     ///
     /// # Errors

@@ -115,6 +115,16 @@ fn who_says_nothing_is_not_waited_for() {
 }
 
 #[test]
+fn an_end_is_seen_before_what_was_said_is_read() {
+    let (mut source, mut target) = pair();
+    source.send(&SENT).unwrap();
+    assert!(!target.link().has_ended().unwrap());
+    drop(source);
+    assert!(target.link().has_ended().unwrap());
+    assert_eq!(target.receive_message().unwrap(), SENT);
+}
+
+#[test]
 fn both_sides_agree_on_a_version_or_say_why_not() {
     let (mut source, mut target) = pair();
     let session = Session::new().unwrap();

@@ -197,6 +197,11 @@ impl<'a> Arrival<'a> {
                 let why = "not all connections that the source has announced have come";
                 return Err(Failure(why.into()));
             }
+            let first = self.channel.as_ref().map(Channel::link);
+            if first.is_none_or(|first| first.has_ended().unwrap_or(true)) {
+                let why = "the source has gone before all of its connections were there";
+                return Err(Failure(why.into()));
+            }
             let Some((mut channel, hello)) = self.meet()? else {
                 continue;
             };
