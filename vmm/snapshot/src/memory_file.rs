@@ -48,6 +48,16 @@ pub fn punch_hole(file: &File, range: &Range<u64>) -> io::Result<()> {
     host::punch_hole(file, range)
 }
 
+/// Whether a range has no storage at all.
+///
+/// # Errors
+///
+/// The file cannot be searched.
+pub fn is_hole(file: &File, range: &Range<u64>) -> io::Result<bool> {
+    let data = host::seek_data(file, range.start)?;
+    Ok(data.is_none_or(|data| data >= range.end))
+}
+
 /// Makes an empty file a copy of the first `len` bytes of another one, holes and all. The two
 /// share their storage where the file system can do that.
 ///

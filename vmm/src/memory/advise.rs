@@ -8,13 +8,11 @@
 use std::io;
 use std::ops::Range;
 
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
+use brume_snapshot::memory_file::{is_hole, punch_hole};
+use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::MachineMemory;
 use crate::page_set::{PAGE_SIZE, PageSet, Region, WORD_PAGES};
-
-type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 
 impl MachineMemory {
     /// Makes the pages of `words`, the first of which is word `first`, ones that are not there; what
@@ -24,24 +22,42 @@ impl MachineMemory {
     ///
     /// The host does not do it.
     pub(super) fn discard(&self, first: usize, words: Vec<u64>) -> io::Result<()> {
-        let is_shared = |region: &GuestRegion| region.flags() & libc::MAP_SHARED != 0;
-        let advice = if self.guest.iter().any(is_shared) {
-            // They are there as long as their file has them.
-            libc::MADV_REMOVE
-        } else {
-            libc::MADV_DONTNEED
-        };
         let pages = PageSet::from_words(words);
         let before = first as u64 * WORD_PAGES;
-        for region in &self.regions {
+        for (region, guest) in self.regions.iter().zip(self.guest.iter()) {
+            let is_shared = guest.flags() & libc::MAP_SHARED != 0;
+            let file = guest.file_offset().filter(|_| is_shared);
             let Range { start, end } = region.words();
             let within = start.saturating_sub(first)..end.saturating_sub(first);
             for range in pages.ranges_in(within) {
-                advise(region, before + range.start..before + range.end, advice)?;
+                let range = before + range.start..before + range.end;
+                match file {
+                    // They are there as long as the file has them.
+                    Some(file) => take_away(region, file, &range)?,
+                    None => advise(region, range, libc::MADV_DONTNEED)?,
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Takes pages away from the file that they are of.
+///
+/// # Errors
+///
+/// They are still there: of a large page that it cannot part, the host makes a part zeros and keeps
+/// it.
+fn take_away(region: &Region, file: &FileOffset, pages: &Range<u64>) -> io::Result<()> {
+    let place = |page: u64| file.start() + page * PAGE_SIZE - region.offset;
+    let bytes = place(pages.start)..place(pages.end);
+    punch_hole(file.file(), &bytes)?;
+    if is_hole(file.file(), &bytes)? {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        "the host cannot part a large page of shared memory",
+    ))
 }
 
 /// Gives the kernel an advice of those of `pages` that are in `region`.

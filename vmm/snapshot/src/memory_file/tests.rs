@@ -48,6 +48,9 @@ fn data_is_where_it_was_written() {
 fn a_punched_hole_is_zeros_and_takes_no_space() {
     let file = sparse();
     punch_hole(&file, &(3 * BLOCK..4 * BLOCK)).unwrap();
+    assert!(is_hole(&file, &(3 * BLOCK..4 * BLOCK)).unwrap());
+    assert!(is_hole(&file, &(60 * BLOCK..64 * BLOCK)).unwrap());
+    assert!(!is_hole(&file, &(3 * BLOCK..4 * BLOCK + 1)).unwrap());
     let left = data_ranges(&file, 64 * BLOCK).unwrap();
     assert_eq!(left, [4 * BLOCK..5 * BLOCK, 40 * BLOCK..41 * BLOCK]);
     assert_eq!(file.metadata().unwrap().len(), 64 * BLOCK);
