@@ -36,14 +36,16 @@ demo: build guest ## Boot a Linux guest with a disk and a network and show what 
 
 test: test-unit test-e2e ## Run all tests: unit tests, then end-to-end tests on /dev/kvm
 
+# All of the workspace each time: of a part, cargo would compile what that needs once more.
 test-unit: deps ## Run the tests that need no /dev/kvm
-	$(CARGO) test --locked --workspace --exclude brume-tests
+	$(CARGO) test --locked --workspace
 
 test-e2e: build guest bare ## Run the end-to-end tests
-	$(CARGO) test --locked -p brume-tests
+	$(CARGO) test --locked --workspace --test e2e
 
 test-long: build guest bare ## Run the tests that take minutes, or 17 GiB of memory
 	$(CARGO) test --locked --workspace -- --ignored --nocapture
+	$(CARGO) test --locked --workspace --test e2e -- --ignored --nocapture
 
 bench: build bare ## Measure; FIRECRACKER, CLOUD_HYPERVISOR, QEMU=path measure those binaries beside
 	$(CARGO) run --release --locked -p brume-tests --bin bench -- $(BENCH_ARGS)
