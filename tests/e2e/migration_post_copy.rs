@@ -38,8 +38,15 @@ fn memory_follows_a_guest_over_every_link() {
 
 #[test]
 fn what_was_written_again_follows_the_guest() {
-    for shared in [false, true] {
-        let machine = json!({"vcpu_count": 1, "mem_size_mib": 128, "shared_memory": shared});
+    for (shared, pages) in [
+        (false, "None"),
+        (false, "Transparent"),
+        (true, "None"),
+        (true, "Transparent"),
+    ] {
+        let machine = json!({
+            "vcpu_count": 1, "mem_size_mib": 128, "shared_memory": shared, "huge_pages": pages,
+        });
         let mut pair = Pair::start(&Setup {
             args: WRITES_ALL,
             parts: &[("/machine-config", machine)],
