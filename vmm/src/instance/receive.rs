@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use brume_api::{
-    Answer, Fault, MigrationPatch, MigrationPhase, MigrationRequest, MigrationRole,
-    MigrationStatus, ReceiveMigration,
+    Answer, Fault, MigrationDecision, MigrationPatch, MigrationPhase, MigrationRequest,
+    MigrationRole, MigrationStatus, ReceiveMigration,
 };
 use brume_migration::{Address, Listener};
 
@@ -82,9 +82,16 @@ impl Instance {
             };
             return Err(Fault::new(text));
         };
-        if self.telemetry.migration.get().phase != MigrationPhase::InDoubt {
+        let status = self.telemetry.migration.peek();
+        if status.phase != MigrationPhase::InDoubt {
             return Err(Fault::new(
                 "There is nothing to decide: the two sides have not lost each other.",
+            ));
+        }
+        if decision == MigrationDecision::Run && status.remaining_pages > 0 {
+            return Err(Fault::new(
+                "A part of the memory is still at the source: the machine cannot run here before \
+                 the two sides have found each other.",
             ));
         }
         incoming.control.check(decision)?;

@@ -25,8 +25,10 @@ pub(super) struct Rendezvous {
 struct State {
     /// The last pass that has ended, by connection.
     ended: Vec<u32>,
-    /// Why one of them has none any more.
+    /// What was wrong with one of them.
     broken: Option<String>,
+    /// Whether one of them has come to its end, or is not served any more: no other pass can end.
+    is_over: bool,
 }
 
 impl Rendezvous {
@@ -36,6 +38,7 @@ impl Rendezvous {
             state: Mutex::new(State {
                 ended: vec![0; connections],
                 broken: None,
+                is_over: false,
             }),
             changed: Condvar::new(),
         }
@@ -53,13 +56,21 @@ impl Rendezvous {
         }
         self.changed.notify_all();
         let state = self.changed.wait_while(state, |state| {
-            state.broken.is_none() && state.ended.iter().any(|&ended| ended < pass)
+            let is_over = state.is_over || state.broken.is_some();
+            !is_over && state.ended.iter().any(|&ended| ended < pass)
         });
         let state = state.unwrap_or_else(PoisonError::into_inner);
         match &state.broken {
             Some(why) => Err(why.clone()),
-            None => Ok(()),
+            None if state.ended.iter().all(|&ended| ended >= pass) => Ok(()),
+            None => Err("a connection has ended before a pass over the memory was".into()),
         }
+    }
+
+    /// A connection is at its end, or nobody serves it any more: nobody has to wait for it.
+    fn end(&self) {
+        self.lock().is_over = true;
+        self.changed.notify_all();
     }
 
     /// A connection is gone: nobody has to wait any more.
@@ -122,6 +133,7 @@ fn put(filling: &Filling, pages: PagesIn<'_>) -> io::Result<(u64, u64)> {
 pub(super) struct Arrivals {
     threads: Vec<JoinHandle<()>>,
     closers: Vec<Closer>,
+    rendezvous: Arc<Rendezvous>,
 }
 
 impl Arrivals {
@@ -139,15 +151,15 @@ impl Arrivals {
         let mut all = Self {
             threads: Vec::new(),
             closers: Vec::new(),
+            rendezvous: rendezvous.clone(),
         };
         for (index, mut channel) in (1..).zip(channels) {
             all.closers.push(channel.closer()?);
             let (filling, rendezvous) = (filling.clone(), rendezvous.clone());
             let progress = progress.clone();
-            let serve = move || {
-                if let Err(why) = serve(&mut channel, index, &filling, &rendezvous, &progress) {
-                    rendezvous.break_up(why);
-                }
+            let serve = move || match serve(&mut channel, index, &filling, &rendezvous, &progress) {
+                Ok(()) => rendezvous.end(),
+                Err(why) => rendezvous.break_up(why),
             };
             let thread = thread::Builder::new().name(format!("migration {index}"));
             let thread = thread.spawn(serve).map_err(ChannelError::Lost)?;
@@ -159,6 +171,8 @@ impl Arrivals {
 
 impl Drop for Arrivals {
     fn drop(&mut self) {
+        // Who waits for the end of a pass reads nothing, and does not see its connection close.
+        self.rendezvous.end();
         self.closers.iter().for_each(Closer::close);
         for thread in self.threads.drain(..) {
             // A panic has been reported by the thread itself.
@@ -187,5 +201,69 @@ fn serve(
             Err(ChannelError::Closed) => return Ok(()),
             Err(error) => return Err(with_causes(&error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use brume_api::config::MachineConfig;
+    use brume_migration::Link;
+
+    use super::*;
+
+    /// The second connection of two, in the target's thread, and its other end.
+    fn arrivals() -> (Arrivals, Channel, Arc<Rendezvous>) {
+        let (here, there) = UnixStream::pair().unwrap();
+        let channel = |stream| Channel::new(Link::from_unix(stream).unwrap());
+        let machine = MachineConfig {
+            mem_size_mib: 4,
+            ..MachineConfig::default()
+        };
+        let memory = crate::memory::make(&machine).unwrap();
+        let filling = Arc::new(Filling::begin(Arc::new(memory), false));
+        let rendezvous = Arc::new(Rendezvous::new(2));
+        let channels = vec![channel(here)];
+        let arrivals = Arrivals::start(channels, &filling, &rendezvous, &Progress::default());
+        (arrivals.unwrap(), channel(there), rendezvous)
+    }
+
+    const ENDED: Message = Message::PassEnded {
+        pass: 1,
+        pages: 0,
+        zeros: 0,
+    };
+
+    #[test]
+    fn a_connection_that_ends_before_a_pass_is_not_waited_for() {
+        let (_arrivals, other, rendezvous) = arrivals();
+        let waiting = thread::spawn(move || rendezvous.wait(0, 1));
+        drop(other);
+        assert!(waiting.join().unwrap().unwrap_err().contains("has ended"));
+    }
+
+    #[test]
+    fn a_connection_that_ends_after_a_pass_has_not_broken_it() {
+        let (arrivals, mut other, rendezvous) = arrivals();
+        other.send(&ENDED).unwrap();
+        drop(other);
+        rendezvous.wait(0, 1).unwrap();
+        drop(arrivals);
+        assert_eq!(rendezvous.broken(), None);
+    }
+
+    #[test]
+    fn a_connection_that_waits_for_others_is_not_waited_for() {
+        let (arrivals, mut other, rendezvous) = arrivals();
+        other.send(&ENDED).unwrap();
+        while rendezvous.lock().ended != [0, 1] {
+            thread::yield_now();
+        }
+        drop(arrivals);
+        assert_eq!(
+            rendezvous.broken().as_deref(),
+            Some("a connection has ended before a pass over the memory was")
+        );
     }
 }

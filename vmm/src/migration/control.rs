@@ -201,11 +201,13 @@ impl Control {
         self.0.cancelled.store(false, Ordering::Release);
     }
 
-    /// Connections may be closed again, and nobody has the memory of the next machine.
+    /// Connections may be closed again, nobody has the memory of the next machine, and nothing was
+    /// decided about it.
     pub(super) fn forget_connections(&self) {
         let mut state = self.lock();
         state.connections = Connections::Open(Vec::new());
         state.sharer = Sharer::Nobody;
+        state.decision = None;
     }
 
     /// The other side of `link` has the machine's memory, too.

@@ -28,8 +28,10 @@ use crate::dirty::{DirtyTracker, Reader};
 use crate::memory::MachineMemory;
 use crate::page_set::{PAGE_SIZE, PageSet, Region};
 
-/// The size of a window in words of 64 pages: 16 MiB.
+/// The least size of a window in words of 64 pages: 16 MiB.
 const WINDOW: usize = 64;
+/// Into how many windows a region is parted at most. For each of them all of the region's log is read.
+const MOST_WINDOWS: usize = 1024;
 
 /// How many pages are sent before a guest goes on whose memory follows: 256 KiB, which take about
 /// as long as it would wait for one.
@@ -158,13 +160,15 @@ impl Passes {
         if self.memory.handler.is_some() {
             self.memory.fetch(&first)?;
         }
-        let regions = self.memory.regions.iter();
-        let batch: Batch = regions
-            .flat_map(|region| first.ranges_in(region.words()))
-            .collect();
-        // On the connection that the state goes over: the others may be behind it.
-        let amount = lanes.first.send_at_once(&batch)?;
-        self.progress.sent(amount);
+        for region in &self.memory.regions {
+            // Pages of two regions would be one run, though there may be a hole between them.
+            let batch: Batch = first.ranges_in(region.words()).collect();
+            if !batch.is_empty() {
+                // On the connection that the state goes over: the others may be behind it.
+                let amount = lanes.first.send_at_once(&batch)?;
+                self.progress.sent(amount);
+            }
+        }
         Ok(left)
     }
 
@@ -303,8 +307,9 @@ impl Passes {
         let mut windows = Vec::new();
         for region in &self.memory.regions {
             let mut start = region.words().start;
+            let window = WINDOW.max(region.words().len().div_ceil(MOST_WINDOWS));
             while start < region.words().end {
-                let words = start..region.words().end.min(start + WINDOW);
+                let words = start..region.words().end.min(start + window);
                 start = words.end;
                 let is_used = |pages: &PageSet| pages.words(words.clone()).iter().any(|&w| w != 0);
                 if is_used(seen) || journal.is_some_and(is_used) {

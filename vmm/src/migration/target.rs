@@ -10,7 +10,7 @@ mod hand_over;
 use std::collections::VecDeque;
 use std::io;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brume_api::{MigrationPhase, with_causes};
 use brume_migration::{Channel, ChannelError, Hello, Message, Purpose, Session, Standing};
@@ -27,6 +27,8 @@ use crate::event::{Event, EventSender};
 const LOOK: Duration = Duration::from_millis(100);
 /// How many moves that came to nothing are remembered.
 const MOST_DROPPED: usize = 64;
+/// How long it is listened to who comes back to a move that is over.
+const LATE_WORD: Duration = Duration::from_secs(1);
 
 /// Waits for a machine.
 pub(crate) struct Reception {
@@ -132,6 +134,7 @@ fn answer_late(channel: &mut Channel, hello: &Hello, dropped: &Dropped) {
             .and_then(|()| channel.send(&Message::Standing(Standing::HasDropped)));
         if told.is_ok() {
             // It may have something to say, and reads what was sent first.
+            let _ = channel.set_deadline(Some(Instant::now() + LATE_WORD));
             let _ = channel.receive();
         }
         return;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use brume_api::{MigrationPhase, with_causes};
 use brume_migration::{
-    Channel, ChannelError, Message, Purpose, Received, TargetAction, TargetEvent, TargetState,
+    Channel, ChannelError, Decision, Message, Purpose, Received, TargetAction, TargetEvent,
+    TargetState,
 };
 
 use super::super::incoming::{IncomingEvent, Stopped};
@@ -252,7 +253,9 @@ impl Arrival<'_> {
     /// Waits for the source to come back, or for somebody who decides.
     fn seek(&mut self) {
         if let Some(decision) = self.reception.control.decision(Duration::ZERO) {
-            self.trouble = Some("it was given up".into());
+            if decision == Decision::Abandon {
+                self.trouble = Some("it was given up".into());
+            }
             return self.step(TargetEvent::Decision(decision));
         }
         if let Some(channel) = self.returning() {
