@@ -19,7 +19,7 @@ Exit status:
     0  the guest powered off or restarted, or a client of the API ended it
     1  the host failed: no memory, threads or file descriptors, KVM refused a call, or the
        socket of the API cannot be made; or a file of a snapshot is bad or cannot be written;
-       or a machine could not be moved
+       or a machine could not be moved, or was lost with the process that it had moved to
     3  /dev/kvm is not there or cannot be used
     4  the guest shut down by a triple fault (0 with --no-api, as Firecracker has it)
     5  KVM failed inside, most often at an instruction it cannot emulate
@@ -146,6 +146,7 @@ pub(crate) fn status_of(ending: Ending, triple_fault_is_orderly: bool) -> ExitCo
     ExitCode::from(match ending {
         Ending::PowerOff | Ending::Reset | Ending::Moved | Ending::Stopped(StopReason::Api) => 0,
         Ending::Shutdown if triple_fault_is_orderly => 0,
+        Ending::Lost => HOST_FAILURE,
         Ending::Shutdown => TRIPLE_FAULT,
         Ending::Stopped(StopReason::Console | StopReason::Signal(libc::SIGINT)) => INTERRUPTED,
         Ending::Stopped(StopReason::Signal(libc::SIGHUP)) => HUNG_UP,
@@ -159,6 +160,7 @@ pub(crate) fn describe(ending: Ending) -> String {
         Ending::PowerOff => "the guest powered off".into(),
         Ending::Reset => "the guest restarted".into(),
         Ending::Moved => "the guest runs in another process now".into(),
+        Ending::Lost => "the guest is lost: its process here has nothing more to do for it".into(),
         Ending::Shutdown => "the guest shut down by a triple fault".into(),
         Ending::Stopped(StopReason::Console) => "ended from the keyboard".into(),
         Ending::Stopped(StopReason::Api) => "ended by the API".into(),

@@ -229,7 +229,8 @@ fn line(status: &MigrationStatus, listen: &str) -> String {
         | MigrationPhase::Listening
         | MigrationPhase::Completed
         | MigrationPhase::Cancelled
-        | MigrationPhase::Failed => waiting(listen),
+        | MigrationPhase::Failed
+        | MigrationPhase::Lost => waiting(listen),
     }
 }
 

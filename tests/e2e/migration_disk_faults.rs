@@ -7,11 +7,12 @@ use std::path::Path;
 use brume_api::MigrationPhase;
 use brume_tests::api::eventually;
 use brume_tests::migration::{Link, Pair, Setup, Side};
-use brume_tests::proxy::{Harm, Place, Proxy, Way};
+use brume_tests::proxy::{Harm, Place, Way};
 use serde_json::{Value, json};
 
 use crate::migration::LIMIT;
 use crate::migration_disks::{assert_moved, overrides, start, work_past};
+use crate::migration_faults::proxy;
 
 /// A guest at work on disks in `folder`, and a process behind a bad connection that waits for all of
 /// them. The guest does not go on there at once: the disks are compared before.
@@ -28,10 +29,6 @@ fn begin(folder: &Path, link: Link) -> Pair {
     let mut pair = Pair::start_with(&setup(folder, link), |api| start(api, folder, "Async"));
     work_past(pair.live(Side::Source), 100);
     pair
-}
-
-fn proxy(pair: &Pair) -> &Proxy {
-    pair.proxy.as_ref().unwrap()
 }
 
 /// The guest may write faster than its disk is sent, and moves for all that.

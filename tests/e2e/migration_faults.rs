@@ -123,10 +123,11 @@ fn a_connection_that_breaks_before_the_hand_over_leaves_the_machine_where_it_was
     for (connection, link) in [(0, Link::Tcp), (0, Link::Unix), (2, Link::Tcp)] {
         let mut pair = begin(link);
         let way = Way::There;
-        proxy(&pair).inject(Fault::Cut {
+        proxy(&pair).inject(Fault {
             connection,
             way,
             at,
+            harm: Harm::Cut,
         });
         pair.send(&json!({"compression": "None", "connections": connection + 1}));
         let error = kept(&pair, MigrationPhase::Failed);
@@ -161,10 +162,11 @@ fn a_flipped_bit_is_found_and_leaves_the_machine_where_it_was() {
         (0, Way::Back, 100),
     ] {
         let mut pair = begin(Link::Tcp);
-        proxy(&pair).inject(Fault::Flip {
+        proxy(&pair).inject(Fault {
             connection,
             way,
             at,
+            harm: Harm::Flip,
         });
         pair.send(&json!({"compression": "None", "connections": 3}));
         let error = kept(&pair, MigrationPhase::Failed);
@@ -336,7 +338,8 @@ fn people_may_give_a_machine_up() {
 
     let mut pair = in_doubt();
     pair.patch(Side::Source, &json!({"decision": "Abandon"}));
-    assert_eq!(pair.end_of(Side::Source), 0);
+    pair.wait(Side::Source, &[MigrationPhase::Lost], LIMIT);
+    assert_eq!(pair.end_of(Side::Source), 1);
     pair.patch(Side::Target, &json!({"decision": "Run"}));
     pair.wait(Side::Target, &[MigrationPhase::Completed], LIMIT);
     pair.assert_runs_on(Side::Target);
@@ -419,10 +422,11 @@ fn a_source_that_is_killed_after_it_has_sent_everything_leaves_the_machine_to_th
 fn a_connection_that_stalls_for_a_while_carries_the_machine_all_the_same() {
     let mut pair = begin(Link::Tcp);
     let (connection, way) = (0, Way::There);
-    proxy(&pair).inject(Fault::Stall {
+    proxy(&pair).inject(Fault {
         connection,
         way,
         at: 4 << 20,
+        harm: Harm::Stall,
     });
     pair.send(&plain());
     sprung(&pair);
@@ -503,6 +507,50 @@ fn a_move_is_called_off_in_every_phase() {
         assert_eq!(again.status, 400, "{}", again.body);
         assert_stays_and_can_move(&mut pair);
     }
+}
+
+#[test]
+fn a_move_over_several_connections_is_called_off_at_any_moment() {
+    let mut pair = begin(Link::Tcp);
+    for bytes in [1, 3 << 20, 5 << 20, 8 << 20, 9 << 20] {
+        let fast = json!({"connections": 4, "bandwidth_limit": 30_000_000, "max_downtime_ms": 1});
+        pair.send(&fast);
+        pair.wait_until(Side::Source, LIMIT, |status| status.bytes >= bytes);
+        assert_eq!(pair.cancel(Side::Source).status, 204);
+        kept(&pair, MigrationPhase::Cancelled);
+        waits_again(&pair);
+    }
+    assert_stays_and_can_move(&mut pair);
+}
+
+#[test]
+fn what_was_not_agreed_on_at_the_start_is_refused_later() {
+    let balloon = json!({"amount_mib": 1, "deflate_on_oom": false});
+    let mut pair = Pair::start(&Setup {
+        parts: &[("/balloon", balloon)],
+        ..setup(Link::Tcp)
+    });
+    pair.assert_runs_on(Side::Source);
+    pair.send(&slow());
+    pair.wait_until(Side::Source, LIMIT, |status| status.bytes > 1 << 20);
+    for (path, body, text) in [
+        (
+            "/migration",
+            r#"{"on_timeout": "PostCopy"}"#,
+            "when its move began",
+        ),
+        ("/balloon", r#"{"amount_mib": 2}"#, "is being moved"),
+    ] {
+        let refused = pair.api(Side::Source).send("PATCH", path, body);
+        assert_eq!(refused.status, 400, "{}", refused.body);
+        assert!(refused.body.contains(text), "{}", refused.body);
+    }
+    pair.patch(
+        Side::Source,
+        &json!({"on_timeout": "Force", "bandwidth_limit": 0}),
+    );
+    pair.arrived(LIMIT);
+    assert_settled(&mut pair);
 }
 
 #[test]

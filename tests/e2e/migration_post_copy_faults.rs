@@ -8,10 +8,11 @@ use std::time::Duration;
 use brume_api::MigrationPhase;
 use brume_tests::api::eventually;
 use brume_tests::migration::{Link, Pair, Setup, Side};
-use brume_tests::proxy::{Harm, Place, Proxy, Way};
+use brume_tests::proxy::{Harm, Place, Way};
 use serde_json::json;
 
 use crate::migration::{LIMIT, assert_settled};
+use crate::migration_faults::proxy;
 use crate::migration_post_copy::WRITES_ALL;
 
 /// A guest whose memory takes a while to follow.
@@ -22,10 +23,6 @@ fn setup(link: Link, proxied: bool) -> Setup<'static> {
         proxied,
         ..Setup::default()
     }
-}
-
-fn proxy(pair: &Pair) -> &Proxy {
-    pair.proxy.as_ref().unwrap()
 }
 
 /// A guest that has begun to go, whose connection breaks at a message.
@@ -117,9 +114,9 @@ fn a_source_does_not_wait_for_a_target_that_has_ended() {
     pair.end_of(Side::Target);
     eventually("it is over", || pair.progress(Side::Source).phase.is_over());
     let status = pair.progress(Side::Source);
-    assert_eq!(status.phase, MigrationPhase::Failed);
+    assert_eq!(status.phase, MigrationPhase::Lost);
     assert!(status.error.unwrap().contains("has ended"));
-    pair.end_of(Side::Source);
+    assert_eq!(pair.end_of(Side::Source), 1);
 }
 
 #[test]
@@ -141,9 +138,33 @@ fn people_may_give_up_a_target_that_is_lost() {
     pair.assert_runs_nowhere(Duration::from_millis(100));
     pair.patch(Side::Source, &json!({"decision": "Abandon"}));
     eventually("it is over", || pair.progress(Side::Source).phase.is_over());
-    let error = pair.progress(Side::Source).error.unwrap();
-    assert!(error.contains("given up"), "{error}");
-    pair.end_of(Side::Source);
+    let status = pair.progress(Side::Source);
+    assert_eq!(status.phase, MigrationPhase::Lost);
+    assert!(
+        status.error.as_ref().unwrap().contains("given up"),
+        "{status:?}"
+    );
+    assert_eq!(pair.end_of(Side::Source), 1);
+}
+
+#[test]
+fn nobody_decides_that_a_guest_runs_without_its_memory() {
+    let mut pair = Pair::start(&setup(Link::Tcp, true));
+    pair.assert_runs_on(Side::Source);
+    proxy(&pair).trap(Way::There, Place::Before, "Commit", Harm::Stall);
+    pair.send(&json!({"mode": "PostCopy"}));
+    eventually("it stalls", || proxy(&pair).is_spent());
+    proxy(&pair).cut();
+    proxy(&pair).go_on();
+    pair.wait(Side::Target, &[MigrationPhase::InDoubt], LIMIT);
+    let run = pair
+        .api(Side::Target)
+        .send("PATCH", "/migration", r#"{"decision": "Run"}"#);
+    assert_eq!(run.status, 400, "{}", run.body);
+    assert!(run.body.contains("still at the source"), "{}", run.body);
+    proxy(&pair).mend();
+    pair.arrived(LIMIT);
+    assert_settled(&mut pair);
 }
 
 #[test]

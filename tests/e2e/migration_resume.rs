@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use brume_api::{MigrationPhase, MigrationStatus};
 use brume_tests::migration::{Link, Pair, Setup, Side};
-use brume_tests::proxy::{Fault, Proxy, Way};
+use brume_tests::proxy::{Fault, Harm, Proxy, Way};
 use brume_tests::vm::{Outcome, SOON, outcome};
 use serde_json::json;
 
@@ -34,10 +34,11 @@ fn setup() -> Setup<'static> {
 fn interrupted() -> Pair {
     let mut pair = Pair::start(&setup());
     pair.assert_runs_on(Side::Source);
-    proxy(&pair).inject(Fault::Stall {
+    proxy(&pair).inject(Fault {
         connection: 0,
         way: Way::There,
         at: FIRST_WAY,
+        harm: Harm::Stall,
     });
     pair.send(&json!({"mode": "PostCopy", "compression": "None"}));
     sprung(&pair);

@@ -81,10 +81,11 @@ impl Stall {
 
     fn arm(&self, pair: &Pair) {
         match self.place {
-            Where::Bytes(at) => proxy(pair).inject(Fault::Stall {
+            Where::Bytes(at) => proxy(pair).inject(Fault {
                 connection: 0,
                 way: Way::There,
                 at,
+                harm: Harm::Stall,
             }),
             Where::Message(way, message) => {
                 proxy(pair).trap(way, Place::Before, message, Harm::Stall);

@@ -50,61 +50,31 @@ pub enum Way {
     Back,
 }
 
-/// What is to happen to the bytes of one connection. Connections count from 0, bytes too, each way
-/// by itself.
-#[derive(Clone, Copy, Debug)]
-pub enum Fault {
-    /// A bit of byte `at` is flipped.
-    Flip {
-        /// Of which connection.
-        connection: usize,
-        /// On which way.
-        way: Way,
-        /// Which byte.
-        at: u64,
-    },
-    /// The connection breaks when `at` bytes have gone that way: a TCP connection is reset.
-    Cut {
-        /// Which connection.
-        connection: usize,
-        /// On which way.
-        way: Way,
-        /// How many bytes.
-        at: u64,
-    },
-    /// The connection comes to an end in order when `at` bytes have gone that way, as one over a
-    /// relay does that is ended.
-    HangUp {
-        /// Which connection.
-        connection: usize,
-        /// On which way.
-        way: Way,
-        /// How many bytes.
-        at: u64,
-    },
-    /// When `at` bytes have gone that way, nothing goes any way on any connection until
-    /// [`Proxy::go_on`].
-    Stall {
-        /// Which connection.
-        connection: usize,
-        /// On which way.
-        way: Way,
-        /// How many bytes.
-        at: u64,
-    },
-}
-
-/// What is to happen when a frame passes.
+/// What happens to a connection at some byte that it carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Harm {
-    /// As [`Fault::Cut`].
+    /// It breaks before the byte: a TCP connection is reset.
     Cut,
-    /// As [`Fault::HangUp`].
+    /// It comes to an end in order before the byte, as one over a relay does that is ended.
     HangUp,
-    /// As [`Fault::Stall`].
+    /// From the byte on nothing goes any way on any connection until [`Proxy::go_on`].
     Stall,
-    /// A bit of its last byte is flipped, wherever it is said to happen.
+    /// A bit of the byte is flipped. In a frame that is the last byte, wherever it is said to happen.
     Flip,
+}
+
+/// Which byte of which connection meets harm. Connections count from 0, bytes too, each way by
+/// itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// Of which connection.
+    pub connection: usize,
+    /// On which way.
+    pub way: Way,
+    /// Which byte.
+    pub at: u64,
+    /// What happens there.
+    pub harm: Harm,
 }
 
 /// Before or behind a frame.
@@ -364,9 +334,9 @@ enum End {
     Reached,
     /// Nobody takes them. What that one has said before is still to be heard.
     NotTaken,
-    /// As [`Fault::HangUp`] wants it.
+    /// As [`Harm::HangUp`] wants it.
     HungUp,
-    /// As [`Fault::Cut`] wants it.
+    /// As [`Harm::Cut`] wants it.
     Cut,
 }
 
@@ -405,8 +375,8 @@ fn pump(
                     return Ok(End::NotTaken);
                 }
                 match end {
-                    Fault::Cut { .. } => return Ok(End::Cut),
-                    Fault::HangUp { .. } => return Ok(End::HungUp),
+                    Harm::Cut => return Ok(End::Cut),
+                    Harm::HangUp => return Ok(End::HungUp),
                     _ if !shared.wait() => return Ok(End::Cut),
                     _ => to.write_all(after)?,
                 }
@@ -445,85 +415,44 @@ impl Shared {
                 continue;
             };
             let trap = state.traps.remove(index);
-            let at = match trap.place {
-                Place::Before => begin + range.start,
-                Place::Behind => begin + range.end,
+            let at = match (trap.harm, trap.place) {
+                (Harm::Flip, _) => begin + range.end - 1,
+                (_, Place::Before) => begin + range.start,
+                (_, Place::Behind) => begin + range.end,
             };
-            let (connection, way) = (number, of);
-            state.faults.push(match trap.harm {
-                Harm::Cut => Fault::Cut {
-                    connection,
-                    way,
-                    at,
-                },
-                Harm::HangUp => Fault::HangUp {
-                    connection,
-                    way,
-                    at,
-                },
-                Harm::Stall => Fault::Stall {
-                    connection,
-                    way,
-                    at,
-                },
-                Harm::Flip => Fault::Flip {
-                    connection,
-                    way,
-                    at: begin + range.end - 1,
-                },
+            state.faults.push(Fault {
+                connection: number,
+                way: of,
+                at,
+                harm: trap.harm,
             });
         }
     }
 
     /// Does to `bytes` what was asked for. When the connection is to end or to stall in them, says
     /// after how many.
-    fn harm(&self, bytes: &mut [u8], number: usize, of: Way) -> Option<(usize, Fault)> {
+    fn harm(&self, bytes: &mut [u8], number: usize, of: Way) -> Option<(usize, Harm)> {
         let mut state = self.lock();
         let begin = state.connections.get(number)?.bytes(of);
         let mut end = None;
-        let mut stalls = false;
-        state.faults.retain(|&fault| {
-            let (Fault::Flip {
-                connection,
-                way,
-                at,
-            }
-            | Fault::Cut {
-                connection,
-                way,
-                at,
-            }
-            | Fault::HangUp {
-                connection,
-                way,
-                at,
-            }
-            | Fault::Stall {
-                connection,
-                way,
-                at,
-            }) = fault;
-            let within = at
-                .checked_sub(begin)
-                .and_then(|at| usize::try_from(at).ok());
+        state.faults.retain(|fault| {
+            let within = fault.at.checked_sub(begin);
+            let within = within.and_then(|at| usize::try_from(at).ok());
             // What comes after the last byte comes now: there may be no other for long.
-            let most = bytes.len() - usize::from(matches!(fault, Fault::Flip { .. }));
+            let most = bytes.len() - usize::from(fault.harm == Harm::Flip);
             let Some(place) = within.filter(|&place| place <= most) else {
                 return true;
             };
-            if (connection, way) != (number, of) {
+            if (fault.connection, fault.way) != (number, of) {
                 return true;
             }
-            match fault {
-                Fault::Flip { .. } => bytes.iter_mut().skip(place).take(1).for_each(|b| *b ^= 4),
-                Fault::Cut { .. } | Fault::HangUp { .. } | Fault::Stall { .. } => {
-                    stalls |= matches!(fault, Fault::Stall { .. });
-                    end = Some((place, fault));
-                }
+            match fault.harm {
+                Harm::Flip => bytes.iter_mut().skip(place).take(1).for_each(|b| *b ^= 4),
+                harm => end = Some((place, harm)),
             }
             false
         });
-        state.stalled |= stalls;
+        state.stalled |= end.is_some_and(|(_, harm)| harm == Harm::Stall);
         end
     }
 }

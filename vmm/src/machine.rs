@@ -5,6 +5,7 @@
 //! arrives in the queue, and is the only one to change the machine's state. Lock order: the owner
 //! takes one transport's lock at a time, and only when all vCPUs are held or gone.
 
+mod counts;
 mod handler;
 mod locks;
 mod memory;
@@ -20,15 +21,11 @@ use std::time::{Duration, Instant};
 
 use brume_api::{Answer, Fault, MachineEvent, MemoryRequest, Request as ApiRequest};
 use brume_devices::GuestEvent;
-use brume_virtio::balloon::BalloonControl;
-use brume_virtio::rng::RngControl;
 use brume_virtio::transport::{RunningQueues, TransportCore};
-use brume_virtio::vsock::VsockControl;
 use event_manager::{Error, EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::timerfd::TimerFd;
 
 use crate::assemble::Assembly;
 use crate::attach::NamedTransport;
@@ -42,9 +39,10 @@ use crate::instance::{ApiCall, Description, too_late};
 use crate::kvm::Vm;
 use crate::lifecycle::{IllegalTransition, VmEvent, VmState};
 use crate::memory::MachineMemory;
-use crate::metrics::{self, Ballooned, Counts};
-use crate::telemetry::{METRICS_PERIOD, MetricsError, Telemetry, timed};
+use crate::metrics;
+use crate::telemetry::{Telemetry, timed};
 
+use counts::MetricsTicker;
 pub use handler::PauseError;
 pub(crate) use pre_copy::{Pass, PreCopied};
 
@@ -61,6 +59,8 @@ pub enum Ending {
     Stopped(StopReason),
     /// It runs in another process now.
     Moved,
+    /// It was lost with the process that it had moved to, or given up.
+    Lost,
 }
 
 /// A machine that came to a bad end.
@@ -266,49 +266,6 @@ impl Machine {
         self.telemetry.tell_state(state);
     }
 
-    /// Writes metrics if there is a file for them.
-    fn write_metrics(&mut self) {
-        if self.telemetry.has_file()
-            && let Err(error) = self.flush_metrics()
-        {
-            tracing::warn!("{error}");
-        }
-    }
-
-    fn flush_metrics(&mut self) -> Result<(), MetricsError> {
-        let counts = self.counts();
-        self.telemetry.write(&self.description.id, &counts)
-    }
-
-    /// What was counted so far.
-    fn counts(&self) -> Counts {
-        let Controls {
-            drives,
-            interfaces,
-            serial,
-            keyboard_counters,
-            ..
-        } = &self.controls;
-        let controls = &self.controls;
-        Counts {
-            vcpus: self.vcpus.iter().map(VcpuHandle::counts).collect(),
-            drives: drives
-                .iter()
-                .map(|(id, control)| (id.clone(), control.counts()))
-                .collect(),
-            interfaces: interfaces
-                .iter()
-                .map(|(id, control)| (id.clone(), control.counts()))
-                .collect(),
-            balloon: controls.balloon.as_ref().map(ballooned),
-            vsock: controls.vsock.as_ref().map(VsockControl::counts),
-            entropy: controls.entropy.as_ref().map(RngControl::counts),
-            serial: serial.clone(),
-            keyboard: keyboard_counters.clone(),
-            ..self.telemetry.counts(&self.description, self.state)
-        }
-    }
-
     /// Holds the vCPUs first, so that no device is used any more, then stops the devices, which
     /// finish what is in flight.
     fn pause(&mut self) -> Result<(), PauseError> {
@@ -502,42 +459,6 @@ impl Machine {
             self.telemetry.times.resume = time;
         }
         Ok(())
-    }
-}
-
-fn ballooned(balloon: &BalloonControl) -> Ballooned {
-    let bytes = |pages: u32| u64::from(pages) << 12;
-    Ballooned {
-        counts: balloon.counts(),
-        target_bytes: bytes(balloon.target_pages()),
-        actual_bytes: bytes(balloon.actual_pages()),
-    }
-}
-
-/// Says when metrics are to be written.
-struct MetricsTicker {
-    timer: TimerFd,
-    sender: EventSender,
-}
-
-impl MetricsTicker {
-    fn new(sender: EventSender) -> std::io::Result<Self> {
-        let mut timer = TimerFd::new()?;
-        timer.reset(METRICS_PERIOD, Some(METRICS_PERIOD))?;
-        Ok(Self { timer, sender })
-    }
-}
-
-impl MutEventSubscriber for MetricsTicker {
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        // It was said to be due, and a failure would be told by the next line that is missing.
-        let _ = self.timer.wait();
-        self.sender.send(Event::MetricsDue);
-    }
-
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        // The loop is new and the timer is ours: it is not in it yet.
-        let _ = ops.add(Events::new(&self.timer, EventSet::IN));
     }
 }
 

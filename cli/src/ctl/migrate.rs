@@ -14,6 +14,7 @@ use brume_api::{
 };
 use clap::{ArgGroup, Args, ValueEnum};
 
+use self::follow::watch_signals;
 use self::report::Report;
 use super::{Ctl, print};
 use crate::amount::{parse_downtime, parse_rate, parse_timeout};
@@ -323,14 +324,17 @@ impl Ctl {
         // A move of an hour is not to end in a page that cannot be written.
         let report = args.report.as_deref().map(Report::create).transpose()?;
         match asked {
-            Asked::Send(send) => {
+            Asked::Send(send) if args.detach => {
                 self.put_migration(&send)?;
-                if args.detach {
-                    return Ok(ExitCode::SUCCESS);
-                }
-                self.follow(report)
+                Ok(ExitCode::SUCCESS)
             }
-            Asked::Follow => self.follow(report),
+            Asked::Send(send) => {
+                // Whoever presses Ctrl-C now wants the machine to stay.
+                let signals = watch_signals()?;
+                self.put_migration(&send)?;
+                self.follow(&signals, report)
+            }
+            Asked::Follow => self.follow(&watch_signals()?, report),
             Asked::Patch(patch) => {
                 let body = serde_json::to_string(&patch).unwrap_or_default();
                 self.client.send("PATCH", PATH, &body)?.success()?;

@@ -35,10 +35,11 @@ fn there_and_back(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<Vec<u8>> {
 fn one_bit_is_flipped_on_the_way_that_was_said_and_no_other() {
     let (proxy, stream) = echo();
     for (way, at) in [(Way::There, 2), (Way::Back, 5)] {
-        proxy.inject(Fault::Flip {
+        proxy.inject(Fault {
             connection: 0,
             way,
             at,
+            harm: Harm::Flip,
         });
     }
     let back = there_and_back(&stream, &[0; 4]).unwrap();
@@ -53,10 +54,11 @@ fn one_bit_is_flipped_on_the_way_that_was_said_and_no_other() {
 fn a_cut_comes_after_so_many_bytes() {
     let (proxy, mut stream) = echo();
     let (connection, way) = (0, Way::There);
-    proxy.inject(Fault::Cut {
+    proxy.inject(Fault {
         connection,
         way,
         at: 3,
+        harm: Harm::Cut,
     });
     stream.write_all(&[7; 10]).unwrap();
     let mut back = Vec::new();
@@ -69,10 +71,11 @@ fn a_cut_comes_after_so_many_bytes() {
 fn what_was_stalled_comes_whole_when_it_goes_on() {
     let (proxy, mut stream) = echo();
     let (connection, way) = (0, Way::There);
-    proxy.inject(Fault::Stall {
+    proxy.inject(Fault {
         connection,
         way,
         at: 2,
+        harm: Harm::Stall,
     });
     stream.write_all(&[1, 2, 3, 4]).unwrap();
     let mut back = Vec::new();

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use brume_api::config::HugePages;
 use brume_api::{
-    Answer, Fault, MigrationDecision, MigrationMode, MigrationPatch, MigrationPhase,
-    MigrationRequest, MigrationRole, MigrationStatus, OnTimeout, Request as ApiRequest,
-    SendMigration, with_causes,
+    Answer, BalloonRequest, Fault, MigrationDecision, MigrationMode, MigrationPatch,
+    MigrationPhase, MigrationRequest, MigrationRole, MigrationStatus, OnTimeout,
+    Request as ApiRequest, SendMigration, with_causes,
 };
 use brume_migration::Address;
 use brume_snapshot::StateWriter;
@@ -33,6 +33,8 @@ pub(super) struct Moving {
     control: Control,
     /// Whether the guest ran when it was stopped for the hand-over.
     ran: bool,
+    /// Whether memory may follow it: the target was told so or not, when it began.
+    may_follow: bool,
     /// Whether it is called off because the machine is to end.
     called_off: bool,
     /// A stop that waits until the target has all memory.
@@ -66,6 +68,9 @@ impl Machine {
                 | ApiRequest::CreateSnapshot(_)
                 | ApiRequest::PatchDrive(_)
                 | ApiRequest::PatchNetworkInterface(_)
+                | ApiRequest::Balloon(
+                    BalloonRequest::SetAmount(_) | BalloonRequest::SetStatistics(_)
+                )
                 | ApiRequest::PutMmds(_)
                 | ApiRequest::PatchMmds(_)
         );
@@ -130,7 +135,7 @@ impl Machine {
             max_downtime_us: u64::from(request.max_downtime_ms) * 1000,
             ..MigrationStatus::default()
         });
-        let with_disks = request.with_disks;
+        let (with_disks, may_follow) = (request.with_disks, may_follow(&request));
         let departure = Departure {
             offer: self.offer(&request, &disks),
             disks,
@@ -154,6 +159,7 @@ impl Machine {
         self.moving = Some(Moving {
             control,
             ran: false,
+            may_follow,
             called_off: false,
             stop: None,
         });
@@ -214,6 +220,12 @@ impl Machine {
                 "The machine was handed over: limits are for the time before that.",
             ));
         }
+        if patch.on_timeout == Some(OnTimeout::PostCopy) && !moving.may_follow {
+            return Err(Fault::new(
+                "The memory of a machine can follow it only if that was said when its move began, by \
+                 its mode or its on_timeout.",
+            ));
+        }
         moving.control.patch(patch);
         self.telemetry.migration.update(|status| {
             if let Some(limit) = patch.bandwidth_limit {
@@ -254,17 +266,21 @@ impl Machine {
                 self.take_back();
                 self.throttle(0);
             }
-            SourceEvent::Ended(SourceEnd::Moved) => {
-                self.moving = None;
-                self.stop(Ok(Ending::Moved));
-                self.telemetry.migration.wait_seen(LAST_LOOK);
-            }
+            SourceEvent::Ended(SourceEnd::Moved) => self.gone(Ending::Moved),
+            SourceEvent::Ended(SourceEnd::Lost) => self.gone(Ending::Lost),
             SourceEvent::Ended(SourceEnd::Kept) => {
                 self.take_back();
                 self.throttle(0);
                 self.moving = None;
             }
         }
+    }
+
+    /// Ends, as a machine that is not here any more.
+    fn gone(&mut self, ending: Ending) {
+        self.moving = None;
+        self.stop(Ok(ending));
+        self.telemetry.migration.wait_seen(LAST_LOOK);
     }
 
     /// Stops the machine, and gives its state away.

@@ -5,7 +5,7 @@ use brume_api::{MigrationPhase, MigrationRole, MigrationStatus};
 
 use super::prometheus::Text;
 
-const PHASES: [(&str, MigrationPhase); 11] = [
+const PHASES: [(&str, MigrationPhase); 12] = [
     ("listening", MigrationPhase::Listening),
     ("connecting", MigrationPhase::Connecting),
     ("negotiating", MigrationPhase::Negotiating),
@@ -17,6 +17,7 @@ const PHASES: [(&str, MigrationPhase); 11] = [
     ("completed", MigrationPhase::Completed),
     ("cancelled", MigrationPhase::Cancelled),
     ("failed", MigrationPhase::Failed),
+    ("lost", MigrationPhase::Lost),
 ];
 
 /// Adds them, if there was a move.

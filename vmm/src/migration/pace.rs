@@ -106,6 +106,10 @@ impl Pace {
             }
             return Next::Stop;
         }
+        if !converge && self.throttle > 0 {
+            self.throttle = 0;
+            return Next::Throttle(0);
+        }
         // One pass may have been disturbed.
         if converge && self.stuck >= 2 && self.throttle < THROTTLE_MOST {
             self.stuck = 0;
@@ -191,5 +195,10 @@ mod tests {
         }
         assert_eq!(steps, [20, 30, 40, 50, 60, 70, 80, 90, 99]);
         assert_eq!(pace.throttle(), 99);
+        // And goes at full speed when that is not wanted any more.
+        let next = pace.after(passed(40, 128, 100, 30_000), 20 * MS, false);
+        assert_eq!((next, pace.throttle()), (Next::Throttle(0), 0));
+        let next = pace.after(passed(41, 128, 100, 30_000), 20 * MS, false);
+        assert_eq!(next, Next::Pass);
     }
 }

@@ -88,6 +88,8 @@ pub(crate) enum HandOver {
 pub(crate) enum SourceEnd {
     /// The machine is the target's.
     Moved,
+    /// The machine is not here any more, and nobody knows of it elsewhere.
+    Lost,
     /// The machine stays.
     Kept,
 }
@@ -310,8 +312,9 @@ impl Departure {
             await_answer(lanes, &Message::PassTaken { pass: number })?;
             let time = begun.elapsed();
             let left = passes.left()?.count();
+            let throttle = pace.throttle();
             let (next, follow) = self.decide(&mut pace, (number, done, time, left))?;
-            self.tell_pass(&pace, (number, done, time, left));
+            self.tell_pass((&pace, throttle), (number, done, time, left));
             match next {
                 Next::Stop if follow == Follow::Yes => {
                     self.tell_stale(passes, lanes)?;
@@ -377,12 +380,16 @@ impl Departure {
         match limits.on_timeout {
             OnTimeout::Cancel => Err(SourceError::TooSlow),
             OnTimeout::PostCopy if self.offer.may_follow => Ok((Next::Stop, Follow::Yes)),
-            // A client that has changed its mind after the target was told otherwise.
             OnTimeout::Force | OnTimeout::PostCopy => Ok((Next::Stop, Follow::No)),
         }
     }
 
-    fn tell_pass(&self, pace: &Pace, (number, done, time, left): (u32, PassDone, Duration, u64)) {
+    /// Tells of a pass, during which vCPUs were slowed by `throttle` percent.
+    fn tell_pass(
+        &self,
+        (pace, throttle): (&Pace, u8),
+        (number, done, time, left): (u32, PassDone, Duration, u64),
+    ) {
         let bytes = done.sent.bytes + self.disks.sent();
         let bandwidth = per_second(bytes, time);
         let dirty_rate = per_second(left * PAGE_SIZE, time);
@@ -395,7 +402,7 @@ impl Departure {
             duration_us: micros(time),
             bandwidth,
             dirtied_pages: left,
-            throttle_percent: pace.throttle(),
+            throttle_percent: throttle,
         };
         tracing::debug!(
             "migration: pass {number}: {} pages in {} us, {left} left",

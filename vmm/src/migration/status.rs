@@ -18,6 +18,8 @@ const SHORT_WINDOW: Duration = Duration::from_millis(100);
 const SILENCE: Duration = Duration::from_secs(10);
 /// How many passes are told of.
 const PASSES: usize = 256;
+/// How long others have to see how it ended, after one has.
+const OTHERS_LOOK: Duration = Duration::from_millis(250);
 
 /// How far a move is. Clones are of the same machine.
 #[derive(Clone, Default)]
@@ -191,6 +193,8 @@ impl Progress {
             .changed
             .wait_timeout_while(state, limit, |state| !state.end_was_seen);
         drop(waited);
+        // Others may look at it from time to time, too.
+        std::thread::sleep(OTHERS_LOOK);
     }
 
     /// A machine comes from `peer`: what was told of one before is over.

@@ -15,6 +15,7 @@ use brume_migration::{
 };
 use brume_virtio::block::BlockControl;
 
+use self::follow_up::GIVEN_UP;
 use super::control::Control;
 use super::disks::Disks;
 use super::error::SourceError;
@@ -105,6 +106,7 @@ impl SwitchOver<'_> {
             follows,
             channel: None,
             error: None,
+            is_given_up: false,
         }
         .run()
     }
@@ -214,12 +216,15 @@ struct Talk<'a> {
     /// The connection after the first one.
     channel: Option<Channel>,
     error: Option<SourceError>,
+    /// Whether it was decided that nothing more is done for the machine.
+    is_given_up: bool,
 }
 
 impl Talk<'_> {
     fn run(mut self) -> Result<SourceEnd, SourceError> {
         loop {
             match self.machine.state() {
+                SourceState::Gone if self.is_given_up => return Ok(self.lost(GIVEN_UP)),
                 SourceState::Gone => {
                     self.arrived(MigrationPhase::Completed);
                     return Ok(SourceEnd::Moved);
@@ -227,9 +232,9 @@ impl Talk<'_> {
                 SourceState::Serving => {
                     self.context.control.pass();
                     self.arrived(MigrationPhase::PostCopy);
-                    self.serve();
+                    let end = self.serve();
                     self.context.passes.end();
-                    return Ok(SourceEnd::Moved);
+                    return Ok(end);
                 }
                 SourceState::Kept => {
                     return Err(self.error.take().unwrap_or(SourceError::Cancelled));
@@ -354,7 +359,9 @@ impl Talk<'_> {
         let decision = self.context.control.decision(RETRY);
         self.take_directions();
         if let Some(decision) = decision {
-            return self.step(Event::Decision(decision));
+            self.step(Event::Decision(decision));
+            self.is_given_up = self.machine.state() == SourceState::Gone;
+            return;
         }
         match self.route.come_back(STILL_LIMIT) {
             Ok(channel) => {

@@ -41,10 +41,13 @@ impl Ctl {
     /// # Errors
     ///
     /// The guest is not at the other side, or nobody can tell.
-    pub(super) fn follow(&self, report: Option<Report>) -> Result<ExitCode, Failure> {
-        let signals = watch_signals()?;
+    pub(super) fn follow(
+        &self,
+        signals: &Receiver<libc::c_int>,
+        report: Option<Report>,
+    ) -> Result<ExitCode, Failure> {
         let mut view = View::new(io::stderr(), io::stderr().is_terminal());
-        let followed = self.follow_to_end(&signals, &mut view);
+        let followed = self.follow_to_end(signals, &mut view);
         view.erase();
         let seen = match followed? {
             Followed::Over(seen) => seen,
@@ -55,12 +58,12 @@ impl Ctl {
             }
         };
         let completed = seen.status.phase == MigrationPhase::Completed;
+        // Whether it can be said or not.
+        let reported = report.map(|report| report.finish(&seen.status));
         if completed || self.json {
             self.show_migration(&seen)?;
         }
-        if let Some(report) = report {
-            report.finish(&seen.status)?;
-        }
+        reported.transpose()?;
         if completed {
             return Ok(ExitCode::SUCCESS);
         }
@@ -77,14 +80,18 @@ impl Ctl {
         let mut cancelled = false;
         loop {
             let seen = match self.migration() {
-                Ok(seen) => seen,
+                Ok(seen) => Some(seen),
+                // It lives: too many others ask.
+                Err(ClientError::Refused { .. }) if last.is_some() => None,
                 Err(error) => return Err(lost(last.as_ref(), error)),
             };
-            view.update(&seen.status);
-            if seen.status.phase.is_over() {
-                return Ok(Followed::Over(Box::new(seen)));
+            if let Some(seen) = seen {
+                view.update(&seen.status);
+                if seen.status.phase.is_over() {
+                    return Ok(Followed::Over(Box::new(seen)));
+                }
+                last = Some(seen.status);
             }
-            last = Some(seen.status);
             let pause = if begun.elapsed() < AT_FIRST {
                 SOON
             } else {
@@ -123,12 +130,12 @@ fn lost(last: Option<&MigrationStatus>, error: ClientError) -> Failure {
     Failure::NotMoved(format!(
         "the machine's process has gone ({}): {}",
         Failure::Client(error).text(),
-        text::where_if_lost(last.phase)
+        text::where_if_lost(last)
     ))
 }
 
 /// Signals that ask this process to end, one by one.
-fn watch_signals() -> Result<Receiver<libc::c_int>, Failure> {
+pub(super) fn watch_signals() -> Result<Receiver<libc::c_int>, Failure> {
     let mut signals = Signals::block_to_wait().map_err(Failure::Host)?;
     let (sender, receiver) = channel();
     let watch = move || {

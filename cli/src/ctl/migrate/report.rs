@@ -39,6 +39,17 @@ impl Report {
         };
         let name = path.file_name();
         let name = name.ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
+        if let Ok(there) = fs::metadata(path)
+            && !there.is_file()
+        {
+            // A device or a folder is not to be replaced.
+            let kind = if there.is_dir() {
+                io::ErrorKind::IsADirectory
+            } else {
+                io::ErrorKind::AlreadyExists
+            };
+            return Err(failed(kind.into()));
+        }
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".{}", std::process::id()));

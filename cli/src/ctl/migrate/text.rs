@@ -21,6 +21,7 @@ pub(super) fn phase(phase: MigrationPhase) -> &'static str {
         MigrationPhase::Completed => "completed",
         MigrationPhase::Cancelled => "called off",
         MigrationPhase::Failed => "failed",
+        MigrationPhase::Lost => "lost",
     }
 }
 
@@ -33,6 +34,7 @@ pub(super) fn place(status: &MigrationStatus) -> String {
     };
     match status.phase {
         MigrationPhase::SwitchOver => "standing still".into(),
+        MigrationPhase::Lost => format!("not here any more; it was {there}"),
         MigrationPhase::InDoubt => "standing still until both sides have found each other".into(),
         MigrationPhase::PostCopy | MigrationPhase::Completed => there,
         MigrationPhase::PostCopyInterrupted => {
@@ -96,6 +98,13 @@ pub(super) fn pass(pass: &MigrationPass) -> String {
 pub(super) fn help(status: &MigrationStatus) -> Option<String> {
     let peer = status.peer.as_deref().unwrap_or("the other side");
     match status.phase {
+        MigrationPhase::PostCopyInterrupted if status.role == MigrationRole::Target => {
+            Some(format!(
+                "the connection broke while memory followed: the guest runs here until it touches \
+                 what is missing. {peer}, which has that, looks for this process again and again; \
+                 `brume ctl migrate --resume` there says where it is"
+            ))
+        }
         MigrationPhase::PostCopyInterrupted => Some(format!(
             "the connection broke while memory followed: the guest runs at {peer} until it touches \
              what is missing. `brume receive` there still waits; `brume ctl migrate --resume` here \
@@ -122,20 +131,37 @@ pub(super) fn why_not(status: &MigrationStatus) -> String {
     let because = because
         .map(|error| format!(": {error}"))
         .unwrap_or_default();
+    let (here, none) = match status.role {
+        MigrationRole::Target => ("the guest is not here", "nothing moves"),
+        _ => (
+            "the guest is here, as before",
+            "nothing moves; the guest is here",
+        ),
+    };
     match status.phase {
-        MigrationPhase::Cancelled => {
-            format!("the move was called off{because}; the guest is here, as before")
-        }
-        MigrationPhase::None => "nothing moves; the guest is here".into(),
-        _ => format!("the move failed{because}; the guest is here, as before"),
+        MigrationPhase::Cancelled => format!("the move was called off{because}; {here}"),
+        MigrationPhase::None => none.into(),
+        MigrationPhase::Lost => format!("the guest is lost{because}"),
+        _ => format!("the move failed{because}; {here}"),
     }
 }
 
-/// Where to look for a guest whose process ended in `phase`.
-pub(super) fn where_if_lost(phase: MigrationPhase) -> &'static str {
-    match phase {
+/// Where to look for a guest one of whose processes ended.
+pub(super) fn where_if_lost(status: &MigrationStatus) -> &'static str {
+    match status.phase {
+        MigrationPhase::PostCopy | MigrationPhase::PostCopyInterrupted
+            if status.role == MigrationRole::Target =>
+        {
+            "the guest ran here and ended with it"
+        }
+        MigrationPhase::Completed if status.role == MigrationRole::Target => {
+            "the guest ran here and ended with it"
+        }
         MigrationPhase::SwitchOver | MigrationPhase::InDoubt => {
             "the guest stood still for its hand-over; ask the other side whether it runs there"
+        }
+        _ if status.role == MigrationRole::Target => {
+            "the guest had not come; it is where it was before"
         }
         MigrationPhase::PostCopy | MigrationPhase::PostCopyInterrupted => {
             "the guest ran at the other side, but memory that had not followed is lost"
@@ -310,7 +336,22 @@ mod tests {
         status.error = Some("no route".into());
         assert_eq!(
             why_not(&status),
+            "the move failed: no route; the guest is not here"
+        );
+        assert_eq!(
+            where_if_lost(&status),
+            "the guest had not come; it is where it was before"
+        );
+        status.role = MigrationRole::Source;
+        assert_eq!(
+            why_not(&status),
             "the move failed: no route; the guest is here, as before"
+        );
+        status.phase = MigrationPhase::Lost;
+        assert_eq!(why_not(&status), "the guest is lost: no route");
+        assert_eq!(
+            place(&status),
+            "not here any more; it was at tcp:host2:4444"
         );
     }
 

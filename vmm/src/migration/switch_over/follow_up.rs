@@ -14,15 +14,18 @@ use super::super::error::SourceError;
 use super::super::lanes::Lane;
 use super::super::route::Route;
 use super::super::serving::{Faults, Lacks, Left, hear_missing, stream};
+use super::super::source::SourceEnd;
 use super::super::target::ends_mean_something;
 use super::{RETRY, STILL_LIMIT, Talk};
 
 /// How long it is listened to how a connection ends.
 const LAST_WORD: Duration = Duration::from_millis(200);
+/// Why a machine is lost for which a person has decided that nothing more is done.
+pub(super) const GIVEN_UP: &str = "it was given up";
 
 impl Talk<'_> {
     /// Sends what is left of the memory, as often as that takes.
-    pub(super) fn serve(&mut self) {
+    pub(super) fn serve(&mut self) -> SourceEnd {
         // A connection that is not the first has none beside it for what the guest waits for.
         let mut broken = self.channel.take().map(|_| {
             let reset = ErrorKind::ConnectionReset;
@@ -65,9 +68,10 @@ impl Talk<'_> {
                     self.tell_where();
                     return self.served();
                 }
-                Found::GivenUp => return self.lost("it was given up"),
+                Found::GivenUp => return self.lost(GIVEN_UP),
             }
         }
+        SourceEnd::Moved
     }
 
     /// Looks for a target that was lost, until it is found or given up.
@@ -105,19 +109,21 @@ impl Talk<'_> {
     }
 
     /// The guest is no more, as far as can be known here.
-    fn lost(&self, why: &str) {
-        tracing::error!("the rest of the machine's memory cannot be sent: {why}");
+    pub(super) fn lost(&self, why: &str) -> SourceEnd {
+        tracing::error!("the machine is lost: {why}");
         let progress = self.context.progress;
-        progress.fail(MigrationPhase::Failed, why.to_owned());
+        progress.fail(MigrationPhase::Lost, why.to_owned());
+        SourceEnd::Lost
     }
 
-    fn served(&mut self) {
+    fn served(&mut self) -> SourceEnd {
         self.machine.step(Event::Complete);
         self.context.progress.update(|status| {
             status.remaining_pages = 0;
             status.error = None;
         });
         self.context.progress.enter(MigrationPhase::Completed);
+        SourceEnd::Moved
     }
 }
 
