@@ -26,8 +26,10 @@ use crate::receive::Arrival;
 use crate::signals::Signals;
 use crate::terminal::RawMode;
 
-/// How long the last answer and the last events may take to get out.
-const LAST_ANSWER: Duration = Duration::from_millis(20);
+/// How long the last answer may take to get out: a busy host may let its thread wait.
+const LAST_ANSWER: Duration = Duration::from_millis(500);
+/// The same for events that somebody watches, when a machine has come to its end.
+const LAST_EVENT: Duration = Duration::from_millis(100);
 
 /// Tells the time since the start and the CPU time of this process.
 pub(crate) type Clock = Box<dyn Fn() -> (Duration, Duration) + Send>;
@@ -167,7 +169,7 @@ impl Launch {
         };
         let status = self.run_machine(machine, subscribers, &progress);
         if events.is_watched() {
-            thread::sleep(LAST_ANSWER);
+            thread::sleep(LAST_EVENT);
         }
         status
     }

@@ -115,7 +115,10 @@ impl ApiVm {
         // A new one each time: it keeps its connection for as long as it lives, and there are few.
         let client = Client::new(&self.socket).expect("a client");
         let reply = client.send(method, path, body);
-        reply.unwrap_or_else(|error| panic!("{method} {path}: {error}; the log:\n{}", self.log()))
+        reply.unwrap_or_else(|error| {
+            let why = brume_api::with_causes(&error);
+            panic!("{method} {path}: {why}; the log:\n{}", self.log())
+        })
     }
 
     /// Sends a request that has to be carried out, without an answer.

@@ -240,16 +240,27 @@ fn echo_reply(from: Ipv4Addr, frame: &[u8]) -> Option<u16> {
 /// It was more.
 #[track_caller]
 pub fn assert_answered(pings: &[Ping], interval: Duration, downtime: Duration) -> usize {
-    let lost = pings.iter().filter(|ping| ping.answered.is_none());
+    let (lost, allowed) = lost(pings, interval, downtime);
     let begun = pings.first().map(|ping| ping.sent);
-    let when: Vec<_> = lost.filter_map(|ping| Some(ping.sent - begun?)).collect();
-    let allowed = downtime.as_micros().div_ceil(interval.as_micros()) + 1;
+    let when: Vec<_> = lost
+        .iter()
+        .filter_map(|ping| Some(ping.sent - begun?))
+        .collect();
     assert!(
-        when.len() as u128 <= allowed,
+        lost.len() <= allowed,
         "{downtime:?} stood still; of {} pings each {interval:?} these were lost: {when:?}",
         pings.len()
     );
-    when.len()
+    lost.len()
+}
+
+/// Which pings of a train with `interval` were lost, and how many may be: one more than stood still
+/// for.
+pub fn lost(pings: &[Ping], interval: Duration, downtime: Duration) -> (Vec<Ping>, usize) {
+    let lost = pings.iter().filter(|ping| ping.answered.is_none());
+    let still = downtime.as_micros().div_ceil(interval.as_micros());
+    let allowed = usize::try_from(still).map_or(usize::MAX, |still| still + 1);
+    (lost.copied().collect(), allowed)
 }
 
 /// What a machine says of where it is.

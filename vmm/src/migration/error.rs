@@ -37,6 +37,9 @@ pub(crate) enum SourceError {
          allow a longer downtime, slow the guest with auto_converge, or let memory follow it"
     )]
     TooSlow,
+    /// The target lives, and what it lacks has to be asked from it.
+    #[error("a connection broke that carried memory which follows the guest")]
+    FollowsAnew,
     /// The target does not answer.
     #[error("the target does not answer")]
     Silent,

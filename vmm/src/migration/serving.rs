@@ -9,7 +9,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brume_migration::{Channel, ChannelError, Closer, Message, Purpose, Received, Zeros};
 
@@ -24,6 +24,10 @@ use crate::page_set::PageSet;
 const AHEAD: u64 = 16;
 /// How long the target may take to say that it has everything.
 const COMPLETE_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take if what was sent has come.
+const COMPLETE_SOON: Duration = Duration::from_secs(1);
+/// How often it is looked at what else has happened.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long nothing may move.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -38,13 +42,25 @@ struct State {
     pages: PageSet,
     /// Where to go on.
     next: u64,
+    /// Whether pages that are not left may not have come.
+    is_doubted: bool,
+}
+
+impl State {
+    fn of(pages: PageSet) -> Self {
+        Self {
+            pages,
+            next: 0,
+            is_doubted: false,
+        }
+    }
 }
 
 impl Left {
     /// `pages` of a memory whose regions end before the pages `ends`.
     pub(super) fn new(pages: PageSet, ends: Vec<u64>) -> Self {
         Self {
-            state: Mutex::new(State { pages, next: 0 }),
+            state: Mutex::new(State::of(pages)),
             ends,
         }
     }
@@ -67,7 +83,20 @@ impl Left {
 
     /// Exchanges what is left.
     fn replace(&self, pages: PageSet) {
-        *self.lock() = State { pages, next: 0 };
+        *self.lock() = State::of(pages);
+    }
+
+    /// A connection that carried pages has broken.
+    fn doubt(&self) {
+        self.lock().is_doubted = true;
+    }
+
+    /// Goes on as long as all pages that are not left have come, as far as is known.
+    fn trust(&self) -> Result<(), SourceError> {
+        match self.lock().is_doubted {
+            true => Err(SourceError::FollowsAnew),
+            false => Ok(()),
+        }
     }
 
     /// The next pages to send, which are left no more.
@@ -138,6 +167,8 @@ impl Faults {
         let answer = move || {
             if let Err(error) = answer(&mut lane, &left, &progress) {
                 tracing::debug!("the target asks for no more pages: {error}");
+                // What was on its way may be lost; only the target knows.
+                left.doubt();
             }
         };
         let thread = thread::Builder::new()
@@ -190,6 +221,7 @@ fn answer(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), LaneE
 /// The connection broke; what the target lacks then has to be asked from it.
 pub(super) fn stream(lane: &mut Lane, left: &Left, progress: &Progress) -> Result<(), SourceError> {
     while let Some(range) = left.take() {
+        left.trust()?;
         let amount = lane.send(std::slice::from_ref(&range), Zeros::Told)?;
         progress.sent(amount);
         let left = left.count();
@@ -197,9 +229,23 @@ pub(super) fn stream(lane: &mut Lane, left: &Left, progress: &Progress) -> Resul
     }
     lane.channel.send(&Message::MemorySent)?;
     lane.channel.set_limit(COMPLETE_LIMIT)?;
+    let begun = Instant::now();
     loop {
+        if !lane.channel.wait(LOOK)? {
+            let time = begun.elapsed();
+            // A target that has everything asks for no more either, and says so.
+            if time >= COMPLETE_SOON {
+                left.trust()?;
+            }
+            if time >= COMPLETE_LIMIT {
+                return Err(SourceError::Silent);
+            }
+            continue;
+        }
         match lane.channel.receive_message()? {
             Message::Complete => return Ok(()),
+            // It lives, and wants another connection.
+            Message::Standing(_) => return Err(SourceError::FollowsAnew),
             Message::Running { .. } | Message::KeepAlive | Message::TakenOver => {}
             _ => return Err(super::source::out_of_turn()),
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use brume_api::{MigrationPhase, with_causes};
 use brume_migration::{
-    Channel, ChannelError, Message, SourceEvent as Event, SourceState, Standing,
+    Channel, ChannelError, Message, Received, SourceEvent as Event, SourceState, Standing,
 };
 
 use super::super::error::SourceError;
@@ -43,9 +43,14 @@ impl Talk<'_> {
                 return self.served();
             };
             follows.server = None;
-            if has_ended(&mut lane.channel) {
+            let lives = matches!(error, SourceError::FollowsAnew);
+            if !lives && has_ended(&mut lane.channel) {
                 self.machine.step(Event::LinkClosed);
                 return self.lost("the target has ended, and the guest with it");
+            }
+            // So that the target does not wait for what comes on it.
+            if let Ok(closer) = lane.channel.closer() {
+                closer.close();
             }
             self.machine.step(Event::LinkLost);
             let why = with_causes(&error);
@@ -146,6 +151,8 @@ fn has_ended(channel: &mut Channel) -> bool {
     let end = Instant::now() + LAST_WORD;
     while Instant::now() < end {
         match channel.receive() {
+            // It lives, and wants another connection.
+            Ok(Received::Message(Message::Standing(_))) => return false,
             Ok(_) => {}
             Err(error) => return matches!(error, ChannelError::Closed),
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brume_api::{MigrationPhase, with_causes};
-use brume_migration::{Message, Purpose, Received, TargetEvent};
+use brume_migration::{Message, Purpose, Received, Standing, TargetEvent};
 
 use super::super::following;
 use super::Failure;
@@ -44,7 +44,10 @@ impl Arrival<'_> {
             tracing::warn!("the rest of the memory is held up: {why}");
             progress.update(|status| status.error = Some(why));
             progress.enter(MigrationPhase::PostCopyInterrupted);
-            self.channel = None;
+            if let Some(mut channel) = self.channel.take() {
+                // That this end of it is no end of the guest.
+                let _ = channel.send(&Message::Standing(Standing::HasTakenOver));
+            }
             while self.channel.is_none() {
                 if let Err(Failure(why)) = self.let_return(&following) {
                     tracing::warn!("the source is not found again: {why}");
