@@ -43,12 +43,7 @@ impl Report {
             && !there.is_file()
         {
             // A device or a folder is not to be replaced.
-            let kind = if there.is_dir() {
-                io::ErrorKind::IsADirectory
-            } else {
-                io::ErrorKind::AlreadyExists
-            };
-            return Err(failed(kind.into()));
+            return Err(failed(io::Error::other("it is there and no file")));
         }
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
