@@ -26,10 +26,8 @@ use crate::receive::Arrival;
 use crate::signals::Signals;
 use crate::terminal::RawMode;
 
-/// How long the last answer may take to get out: a busy host may let its thread wait.
-const LAST_ANSWER: Duration = Duration::from_millis(500);
-/// The same for events that somebody watches, when a machine has come to its end.
-const LAST_EVENT: Duration = Duration::from_millis(100);
+/// How long the last answer and the last events may take to get out: a busy host lets threads wait.
+const LAST_ANSWER: Duration = Duration::from_millis(100);
 
 /// Tells the time since the start and the CPU time of this process.
 pub(crate) type Clock = Box<dyn Fn() -> (Duration, Duration) + Send>;
@@ -169,7 +167,7 @@ impl Launch {
         };
         let status = self.run_machine(machine, subscribers, &progress);
         if events.is_watched() {
-            thread::sleep(LAST_EVENT);
+            thread::sleep(LAST_ANSWER);
         }
         status
     }
