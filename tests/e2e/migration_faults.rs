@@ -108,6 +108,15 @@ pub(crate) fn sprung(pair: &Pair) {
     eventually("what goes wrong has", || proxy(pair).is_spent());
 }
 
+/// Checks that a side does not let a person decide that the machine runs there, and says why.
+#[track_caller]
+pub(crate) fn may_not_run(pair: &Pair, side: Side, why: &str) {
+    let body = r#"{"decision": "Run"}"#;
+    let refused = pair.api(side).send("PATCH", "/migration", body);
+    assert_eq!(refused.status, 400, "{}", refused.body);
+    assert!(refused.body.contains(why), "{}", refused.body);
+}
+
 /// A pair whose move has begun and meets `harm` at a message.
 #[track_caller]
 fn trapped(link: Link, (way, place, message): (Way, Place, &'static str), harm: Harm) -> Pair {

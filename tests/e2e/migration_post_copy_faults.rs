@@ -12,7 +12,7 @@ use brume_tests::proxy::{Harm, Place, Way};
 use serde_json::json;
 
 use crate::migration::{LIMIT, assert_settled};
-use crate::migration_faults::proxy;
+use crate::migration_faults::{may_not_run, proxy, sprung};
 use crate::migration_post_copy::WRITES_ALL;
 
 /// A guest whose memory takes a while to follow.
@@ -130,11 +130,7 @@ fn people_may_give_up_a_target_that_is_lost() {
     proxy(&pair).cut();
     proxy(&pair).go_on();
     pair.wait(Side::Source, &[MigrationPhase::PostCopyInterrupted], LIMIT);
-    let run = pair
-        .api(Side::Source)
-        .send("PATCH", "/migration", r#"{"decision": "Run"}"#);
-    assert_eq!(run.status, 400, "{}", run.body);
-    assert!(run.body.contains("runs at the target"), "{}", run.body);
+    may_not_run(&pair, Side::Source, "runs at the target");
     pair.assert_runs_nowhere(Duration::from_millis(100));
     pair.patch(Side::Source, &json!({"decision": "Abandon"}));
     eventually("it is over", || pair.progress(Side::Source).phase.is_over());
@@ -153,15 +149,11 @@ fn nobody_decides_that_a_guest_runs_without_its_memory() {
     pair.assert_runs_on(Side::Source);
     proxy(&pair).trap(Way::There, Place::Before, "Commit", Harm::Stall);
     pair.send(&json!({"mode": "PostCopy"}));
-    eventually("it stalls", || proxy(&pair).is_spent());
+    sprung(&pair);
     proxy(&pair).cut();
     proxy(&pair).go_on();
     pair.wait(Side::Target, &[MigrationPhase::InDoubt], LIMIT);
-    let run = pair
-        .api(Side::Target)
-        .send("PATCH", "/migration", r#"{"decision": "Run"}"#);
-    assert_eq!(run.status, 400, "{}", run.body);
-    assert!(run.body.contains("still at the source"), "{}", run.body);
+    may_not_run(&pair, Side::Target, "still at the source");
     proxy(&pair).mend();
     pair.arrived(LIMIT);
     assert_settled(&mut pair);

@@ -149,12 +149,11 @@ pub(super) fn why_not(status: &MigrationStatus) -> String {
 /// Where to look for a guest one of whose processes ended.
 pub(super) fn where_if_lost(status: &MigrationStatus) -> &'static str {
     match status.phase {
-        MigrationPhase::PostCopy | MigrationPhase::PostCopyInterrupted
+        MigrationPhase::PostCopy
+        | MigrationPhase::PostCopyInterrupted
+        | MigrationPhase::Completed
             if status.role == MigrationRole::Target =>
         {
-            "the guest ran here and ended with it"
-        }
-        MigrationPhase::Completed if status.role == MigrationRole::Target => {
             "the guest ran here and ended with it"
         }
         MigrationPhase::SwitchOver | MigrationPhase::InDoubt => {
