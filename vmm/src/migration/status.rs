@@ -192,9 +192,13 @@ impl Progress {
             .0
             .changed
             .wait_timeout_while(state, limit, |state| !state.end_was_seen);
-        drop(waited);
-        // Others may look at it from time to time, too.
-        std::thread::sleep(OTHERS_LOOK);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let was_seen = state.end_was_seen;
+        drop(state);
+        if was_seen {
+            // Others may look at it from time to time, too.
+            std::thread::sleep(OTHERS_LOOK);
+        }
     }
 
     /// A machine comes from `peer`: what was told of one before is over.
