@@ -56,6 +56,7 @@ schemathesis: build guest ## Send brume what schemathesis makes up from the Open
 lint: ## Check formatting and lints
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --test e2e -- -D warnings
 
 fmt: ## Format all code
 	$(CARGO) fmt --all
