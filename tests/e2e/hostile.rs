@@ -32,7 +32,7 @@ fn a_network_interface_survives_a_hostile_driver() {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         // Bad receive buffers do nothing to a device that receives nothing.
-        let sender = scope.spawn(|| send_until(&network, &done));
+        let sender = scope.spawn(|| send_until(&network.frame_socket("tap0"), &done));
         let outcome = outcome(network.wrap(&command), SOON);
         done.store(true, Ordering::Relaxed);
         assert!(sender.join().unwrap() > 1000, "too few frames were sent");
@@ -41,9 +41,7 @@ fn a_network_interface_survives_a_hostile_driver() {
 }
 
 /// Sends frames of several lengths to the guest, about two every millisecond; how many.
-fn send_until(network: &NetNs, done: &AtomicBool) -> usize {
-    network.enter();
-    let socket = FrameSocket::open("tap0").unwrap();
+fn send_until(socket: &FrameSocket, done: &AtomicBool) -> usize {
     let mut frame = vec![0xff; 1514];
     frame[12..14].copy_from_slice(&[0x88, 0xb5]);
     let mut sent = 0;

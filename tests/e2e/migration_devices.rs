@@ -9,11 +9,9 @@ use std::time::{Duration, Instant};
 
 use brume_api::MigrationPhase;
 use brume_tests::frame;
-use brume_tests::host::FrameSocket;
 use brume_tests::lan::Lan;
 use brume_tests::live::Live;
 use brume_tests::migration::{Link, Pair, Setup, Side};
-use brume_tests::netns;
 use brume_tests::vm::SOON;
 use serde_json::json;
 
@@ -194,23 +192,21 @@ fn frames_go_on_coming_back_from_the_other_host() {
     });
     let lan: &Lan = pair.lan.as_ref().unwrap();
     lan.switch.sh(PROBE);
-    let network = lan.switch.name().to_owned();
+    let socket = lan.switch.frame_socket("probe0");
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let talk = || {
-            lan_socket(&network, |socket| {
-                let mut next = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    exchange(socket, GUEST, next..next + 20);
-                    next += 20;
-                    // Many at once, so that the rings are in use when the machine moves.
-                    let mut many = [0; 600];
-                    frame::build(&mut many, GUEST, [2; 6], frame::DATA, 1 << 40, 3);
-                    socket.send_many(&many, 100);
-                }
-                exchange(socket, GUEST, next..next + 50);
-                next
-            })
+            let mut next = 0;
+            while !stop.load(Ordering::Relaxed) {
+                exchange(&socket, GUEST, next..next + 20);
+                next += 20;
+                // Many at once, so that the rings are in use when the machine moves.
+                let mut many = [0; 600];
+                frame::build(&mut many, GUEST, [2; 6], frame::DATA, 1 << 40, 3);
+                socket.send_many(&many, 100);
+            }
+            exchange(&socket, GUEST, next..next + 50);
+            next
         };
         let talk = scope.spawn(talk);
         for number in 0..6 {
@@ -223,12 +219,6 @@ fn frames_go_on_coming_back_from_the_other_host() {
         stop.store(true, Ordering::Relaxed);
         assert!(talk.join().unwrap() > 100);
     });
-}
-
-/// Does `work` with a socket for test frames in a network.
-fn lan_socket<T>(network: &str, work: impl FnOnce(&FrameSocket) -> T) -> T {
-    netns::enter(network);
-    work(&FrameSocket::open("probe0").unwrap())
 }
 
 #[test]

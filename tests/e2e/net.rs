@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use brume_tests::frame;
-use brume_tests::host::FrameSocket;
 use brume_tests::netns::NetNs;
 use brume_tests::vm::{Outcome, SOON, outcome, run_bare};
 
@@ -15,11 +14,11 @@ const MAKE_TAP: &str = "ip tuntap add tap0 mode tap vnet_hdr; ip link set tap0 u
 fn with_echo(network: &NetNs, args: &str, spec: &str) -> (Outcome, usize) {
     let mut command = run_bare(args);
     command.args(["--net", spec]);
+    // Before the guest is there: it sends a frame once.
+    let socket = network.frame_socket("tap0");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let echo = scope.spawn(|| {
-            network.enter();
-            let socket = FrameSocket::open("tap0").unwrap();
             let mut bytes = vec![0; 1 << 16];
             let mut count = 0;
             while !done.load(Ordering::Relaxed) {

@@ -277,39 +277,32 @@ fn frames_go_both_ways_before_and_after() {
     api.start_bare(args, &parts);
     api.vm.wait_for("bare: net-respond ready", SOON);
     let mut machine = Live { api };
-    thread::scope(|scope| {
-        let traffic = || {
-            network.enter();
-            let socket = FrameSocket::open("tap0").unwrap();
-            let mut next = 0;
-            for generation in 0..5 {
-                exchange(&socket, EVERYBODY, next..next + 150);
-                next += 150;
-                // Many at once, so that the rings are in use when the machine is saved.
-                let mut many = [0; 600];
-                frame::build(&mut many, [0xff; 6], [2; 6], frame::DATA, 1 << 40, 3);
-                socket.send_many(&many, 200);
-                let snapshot = Snapshot::named(folder.path(), &generation.to_string());
-                machine.pause();
-                machine.save("Full", &snapshot);
-                // A TAP has one user.
-                drop(machine);
-                machine = Live::restored_in(process(), &snapshot, &json!({}));
-            }
-            exchange(&socket, EVERYBODY, next..next + 150);
-            let mut stop = [0; frame::MIN];
-            frame::build(&mut stop, [0xff; 6], [2; 6], frame::STOP, 0, 3);
-            socket.send(&stop);
-            // Here, because a program ends with the thread that started it.
-            machine.api.vm.wait(SOON)
-        };
-        let outcome = scope.spawn(traffic).join().unwrap();
-        let line = outcome.line("bare: net-respond frames");
-        assert!(
-            line.contains("dropped=0") && line.contains("broken=0 stopped=1"),
-            "{line}"
-        );
-    });
+    let socket = network.frame_socket("tap0");
+    let mut next = 0;
+    for generation in 0..5 {
+        exchange(&socket, EVERYBODY, next..next + 150);
+        next += 150;
+        // Many at once, so that the rings are in use when the machine is saved.
+        let mut many = [0; 600];
+        frame::build(&mut many, [0xff; 6], [2; 6], frame::DATA, 1 << 40, 3);
+        socket.send_many(&many, 200);
+        let snapshot = Snapshot::named(folder.path(), &generation.to_string());
+        machine.pause();
+        machine.save("Full", &snapshot);
+        // A TAP has one user.
+        drop(machine);
+        machine = Live::restored_in(process(), &snapshot, &json!({}));
+    }
+    exchange(&socket, EVERYBODY, next..next + 150);
+    let mut stop = [0; frame::MIN];
+    frame::build(&mut stop, [0xff; 6], [2; 6], frame::STOP, 0, 3);
+    socket.send(&stop);
+    let outcome = machine.api.vm.wait(SOON);
+    let line = outcome.line("bare: net-respond frames");
+    assert!(
+        line.contains("dropped=0") && line.contains("broken=0 stopped=1"),
+        "{line}"
+    );
 }
 
 #[test]

@@ -7,9 +7,12 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::panic::resume_unwind;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
+use crate::host::FrameSocket;
 use crate::vm::{inside, output_of};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -67,26 +70,43 @@ impl NetNs {
         output_of("ip", &["-n", &self.name, "-o", "link"])
     }
 
+    /// Does `work` inside, on a thread of its own.
+    ///
+    /// # Panics
+    ///
+    /// It is gone, or the work panics.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let entered = || {
+            self.enter();
+            work()
+        };
+        thread::scope(|scope| match scope.spawn(entered).join() {
+            Ok(result) => result,
+            Err(panic) => resume_unwind(panic),
+        })
+    }
+
+    /// A socket for test frames on its interface `name`. It hears from now on, whichever thread
+    /// it is given to.
+    ///
+    /// # Panics
+    ///
+    /// There is no such interface.
+    pub fn frame_socket(&self, name: &str) -> FrameSocket {
+        self.within(|| FrameSocket::open(name).expect("a socket for frames"))
+    }
+
     /// Moves the calling thread into it, for good.
     ///
     /// # Panics
     ///
     /// It is gone.
     pub fn enter(&self) {
-        enter(&self.name);
+        let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace");
+        // SAFETY: it takes no pointer.
+        let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+        assert_eq!(result, 0, "the namespace cannot be entered");
     }
-}
-
-/// Moves the calling thread into the namespace that ip(8) calls `name`, for good.
-///
-/// # Panics
-///
-/// It is gone.
-pub fn enter(name: &str) {
-    let file = File::open(format!("/run/netns/{name}")).expect("the namespace");
-    // SAFETY: it takes no pointer.
-    let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-    assert_eq!(result, 0, "the namespace cannot be entered");
 }
 
 impl Drop for NetNs {

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -345,14 +344,7 @@ fn hear(socket: &FrameSocket, mac: [u8; 6], stop: &AtomicBool, count: &AtomicUsi
 
 /// A socket in `network`.
 fn open(network: &NetNs, name: &str, kind: u16) -> FrameSocket {
-    let (give, take) = sync_channel(1);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            network.enter();
-            give.send(FrameSocket::open_for(name, kind).expect("a socket"))
-        });
-    });
-    take.recv().expect("a socket")
+    network.within(|| FrameSocket::open_for(name, kind).expect("a socket"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
@@ -122,17 +121,10 @@ impl Asker {
     ///
     /// It cannot be entered.
     pub fn new(network: &NetNs) -> Self {
-        let socket = thread::scope(|scope| {
-            let bind = || {
-                network.enter();
-                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-                socket
-                    .set_read_timeout(Some(Duration::from_secs(2)))
-                    .unwrap();
-                socket
-            };
-            scope.spawn(bind).join().unwrap()
-        });
+        let socket = network.within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
         Self {
             socket,
             asked: Cell::new(0),
