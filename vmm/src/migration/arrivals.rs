@@ -249,7 +249,9 @@ mod tests {
         other.send(&ENDED).unwrap();
         drop(other);
         rendezvous.wait(0, 1).unwrap();
-        drop(arrivals);
+        while !arrivals.threads[0].is_finished() {
+            thread::yield_now();
+        }
         assert_eq!(rendezvous.broken(), None);
     }
 
