@@ -4,20 +4,20 @@
 
 mod arrival;
 mod door;
+mod errand;
 mod follow;
 mod hand_over;
 
-use std::collections::VecDeque;
 use std::io;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use brume_api::{MigrationPhase, with_causes};
-use brume_migration::{Channel, ChannelError, Hello, Message, Purpose, Session, Standing};
+use brume_migration::{Channel, ChannelError};
 
 use self::arrival::Arrival;
 pub(crate) use self::door::Door;
-use self::door::Met;
+use self::errand::Met;
 use super::control::Control;
 use super::incoming::IncomingEvent;
 use super::status::Progress;
@@ -25,10 +25,6 @@ use crate::event::{Event, EventSender};
 
 /// How often it is looked whether a client has called it off.
 const LOOK: Duration = Duration::from_millis(100);
-/// How many moves that came to nothing are remembered.
-const MOST_DROPPED: usize = 64;
-/// How long it is listened to who comes back to a move that is over.
-const LATE_WORD: Duration = Duration::from_secs(1);
 
 /// Waits for a machine.
 pub(crate) struct Reception {
@@ -36,22 +32,6 @@ pub(crate) struct Reception {
     pub(crate) control: Control,
     pub(crate) progress: Progress,
     pub(crate) sender: EventSender,
-}
-
-/// Moves that came to nothing, the last [`MOST_DROPPED`] of them: anybody may begin one.
-#[derive(Default)]
-struct Dropped(VecDeque<Session>);
-
-impl Dropped {
-    fn note(&mut self, session: Session) {
-        if self.0.contains(&session) {
-            return;
-        }
-        if self.0.len() >= MOST_DROPPED {
-            self.0.pop_front();
-        }
-        self.0.push_back(session);
-    }
 }
 
 /// A move that came to nothing, in words for people.
@@ -86,38 +66,34 @@ impl Reception {
     }
 
     fn run(self) {
-        let mut dropped = Dropped::default();
         while !self.control.is_cancelled() {
-            let Met {
-                mut channel,
-                hello,
-                peer,
-            } = match self.door.next(LOOK) {
-                Ok(Some(met)) => met,
-                Ok(None) => continue,
-                Err(why) => return self.progress.fail(MigrationPhase::Failed, why),
-            };
-            if hello.purpose != Purpose::Control {
-                answer_late(&mut channel, &hello, &dropped);
-                continue;
+            if let Some(met) = self.door.next(LOOK) {
+                if self.receive(met) {
+                    return;
+                }
+                self.control.forget_connections();
+            } else if let Some(why) = self.door.closed() {
+                return self.progress.fail(MigrationPhase::Failed, why);
             }
-            if self.receive(channel, &hello, &peer) {
-                return;
-            }
-            dropped.note(hello.session);
-            self.control.forget_connections();
         }
         self.progress
             .fail(MigrationPhase::Cancelled, "it was called off".into());
     }
 
     /// Receives a machine; whether it has arrived.
-    fn receive(&self, channel: Channel, hello: &Hello, peer: &str) -> bool {
+    fn receive(&self, met: Met) -> bool {
+        let Met {
+            channel,
+            hello,
+            peer,
+        } = met;
         tracing::info!("a machine comes from {peer}");
-        self.progress.restart(peer);
-        let Err(Failure(why)) = Arrival::new(self, &hello.session, channel).receive(hello) else {
+        self.door.begin(&hello.session);
+        self.progress.restart(&peer);
+        let Err(Failure(why)) = Arrival::new(self, channel).receive(&hello) else {
             return true;
         };
+        self.door.drop_move();
         let sender = &self.sender;
         sender.send(Event::Incoming(IncomingEvent::Drop));
         tracing::warn!("the machine from {peer} has not arrived: {why}");
@@ -126,42 +102,8 @@ impl Reception {
     }
 }
 
-/// Tells who comes back to a move that is over.
-fn answer_late(channel: &mut Channel, hello: &Hello, dropped: &Dropped) {
-    if hello.purpose == Purpose::Return && dropped.0.contains(&hello.session) {
-        let told = channel
-            .welcome(hello)
-            .and_then(|()| channel.send(&Message::Standing(Standing::HasDropped)));
-        if told.is_ok() {
-            // It may have something to say, and reads what was sent first.
-            let _ = channel.set_deadline(Some(Instant::now() + LATE_WORD));
-            let _ = channel.receive();
-        }
-        return;
-    }
-    channel.refuse(vec![
-        "the target knows nothing of this move: it was begun with another process".into(),
-    ]);
-}
-
 /// Whether an end in order says that the peer's process has ended. Over plain TCP anybody between
 /// the two sides may end a connection in order, a relay for one.
 pub(super) fn ends_mean_something(channel: &Channel) -> bool {
     channel.link().is_local() || channel.link().is_secured()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_moves_that_came_to_nothing_are_remembered() {
-        let mut dropped = Dropped::default();
-        let sessions: Vec<_> = (0..100).map(|_| Session::new().unwrap()).collect();
-        for session in &sessions {
-            dropped.note(session.clone());
-            dropped.note(session.clone());
-        }
-        assert!(dropped.0.iter().eq(&sessions[100 - MOST_DROPPED..]));
-    }
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use brume_api::config::HugePages;
 use brume_api::{MigrationPhase, with_causes};
 use brume_migration::{
-    Channel, ChannelError, Hello, Message, Purpose, Received, Session, StateParts, Target,
-    TargetEvent, TargetState,
+    Channel, ChannelError, Hello, Message, Purpose, Received, StateParts, Target, TargetEvent,
+    TargetState,
 };
 
 use super::super::arrivals::{Arrivals, Rendezvous, count_zeros, take};
@@ -20,6 +20,7 @@ use super::super::incoming::{IncomingEvent, Stopped};
 use super::super::offer::{Acceptance, Offer};
 use super::super::serving::words_of;
 use super::super::warm_heap::WarmHeap;
+use super::errand::send_away;
 use super::{Failure, LOOK, Reception};
 use crate::event::Event;
 use crate::memory::{Backing, Filling, Following, MachineMemory};
@@ -41,7 +42,6 @@ const MOST_CONNECTIONS: u8 = 16;
 /// A machine that arrives.
 pub(super) struct Arrival<'a> {
     pub(super) reception: &'a Reception,
-    pub(super) session: &'a Session,
     pub(super) channel: Option<Channel>,
     /// Whether that is another one than the first.
     pub(super) has_returned: bool,
@@ -60,10 +60,9 @@ pub(super) struct Arrival<'a> {
 
 impl<'a> Arrival<'a> {
     /// One on `channel`, which is still to be welcomed.
-    pub(super) fn new(reception: &'a Reception, session: &'a Session, channel: Channel) -> Self {
+    pub(super) fn new(reception: &'a Reception, channel: Channel) -> Self {
         Self {
             reception,
-            session,
             channel: Some(channel),
             has_returned: false,
             shares_memory: false,
@@ -202,7 +201,7 @@ impl<'a> Arrival<'a> {
                 let why = "the source has gone before all of its connections were there";
                 return Err(Failure(why.into()));
             }
-            let Some((mut channel, hello)) = self.meet()? else {
+            let Some((mut channel, hello)) = self.meet() else {
                 continue;
             };
             match hello.purpose {
@@ -227,17 +226,11 @@ impl<'a> Arrival<'a> {
         Ok(others.into_iter().flatten().collect())
     }
 
-    /// The next connection of this move, which is still to be welcomed; others are sent away.
-    /// `None` if nobody has come for a while, or somebody else.
-    pub(super) fn meet(&self) -> Result<Option<(Channel, Hello)>, Failure> {
-        let Some(mut met) = self.reception.door.next(LOOK)? else {
-            return Ok(None);
-        };
-        if met.hello.session == *self.session {
-            return Ok(Some((met.channel, met.hello)));
-        }
-        send_away(&mut met.channel);
-        Ok(None)
+    /// The next connection of this move, which is still to be welcomed; `None` if nobody has come
+    /// for a while.
+    pub(super) fn meet(&self) -> Option<(Channel, Hello)> {
+        let met = self.reception.door.next(LOOK)?;
+        Some((met.channel, met.hello))
     }
 
     /// Takes memory and state; `None` if the source has called it off.
@@ -333,11 +326,6 @@ pub(super) fn let_in(channel: &mut Channel, hello: &Hello) -> Result<(), Failure
     channel.welcome(hello)?;
     channel.set_limit(STALL_LIMIT)?;
     Ok(())
-}
-
-/// Refuses a connection that does not belong here.
-pub(super) fn send_away(channel: &mut Channel) {
-    channel.refuse(vec!["the target receives another machine".into()]);
 }
 
 pub(super) fn out_of_turn() -> Failure {

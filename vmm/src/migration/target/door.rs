@@ -6,7 +6,7 @@
 //! those who have not said yet who they are. There are no more than [`MOST`] of these: the one that
 //! came first has to go when another comes, for a source needs less time than any number of
 //! strangers has. Those who have said it wait for [`Door::next`], under a lock that is held for a
-//! few instructions.
+//! few instructions; a source for which there is nothing to wait for hears so instead.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -16,7 +16,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use brume_api::with_causes;
-use brume_migration::{Channel, Closer, Hello, Link, LinkError, Listener, Stopper, Tls};
+use brume_migration::{Channel, Closer, Hello, Link, LinkError, Listener, Session, Stopper, Tls};
+
+use super::errand::{Errand, Met, Moves};
 
 /// How often the thread looks for those who are greeted no more.
 const LOOK: Duration = Duration::from_secs(1);
@@ -24,14 +26,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
 /// The most who are greeted at once, and the most who wait after that.
 const MOST: usize = 16;
-
-/// Who has said who it is, and is still to be welcomed.
-pub(super) struct Met {
-    pub(super) channel: Channel,
-    pub(super) hello: Hello,
-    /// Where it comes from, for people.
-    pub(super) peer: String,
-}
+/// How long a source waits for the end of another's move before it is sent away: one that has just
+/// failed may be tried again at once.
+const OTHER_LIMIT: Duration = Duration::from_secs(1);
 
 /// Where connections arrive. When it is dropped nobody is let in any more.
 pub(crate) struct Door {
@@ -50,6 +47,7 @@ struct Hall {
 #[derive(Default)]
 struct State {
     met: VecDeque<Met>,
+    moves: Moves,
     /// Why nobody comes any more.
     closed: Option<String>,
 }
@@ -74,13 +72,13 @@ impl Door {
             .spawn(move || {
                 let mut strangers = VecDeque::new();
                 let Err(error) = let_in(&listener, tls.as_ref(), &inside, &mut strangers);
+                inside.lock().closed = Some(with_causes(&error));
+                inside.changed.notify_all();
                 for stranger in strangers {
                     stranger.closer.close();
                     // A panic has been reported by the thread itself.
                     let _ = stranger.thread.join();
                 }
-                inside.lock().closed = Some(with_causes(&error));
-                inside.changed.notify_all();
             })?;
         Ok(Self {
             hall,
@@ -89,21 +87,34 @@ impl Door {
         })
     }
 
-    /// The next who has said who it is; `None` if there is nobody within `limit`.
-    ///
-    /// # Errors
-    ///
-    /// Why nobody comes any more.
-    pub(super) fn next(&self, limit: Duration) -> Result<Option<Met>, String> {
+    /// The next who begins a move, or has come for the one that is going on; `None` if there is
+    /// nobody within `limit`.
+    pub(super) fn next(&self, limit: Duration) -> Option<Met> {
         let state = self.hall.lock();
-        let waited = self.hall.changed.wait_timeout_while(state, limit, |state| {
-            state.met.is_empty() && state.closed.is_none()
-        });
+        let nobody = |state: &mut State| state.met.is_empty();
+        let waited = self.hall.changed.wait_timeout_while(state, limit, nobody);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        match (state.met.pop_front(), &state.closed) {
-            (None, Some(why)) => Err(why.clone()),
-            (met, _) => Ok(met),
-        }
+        let met = state.met.pop_front()?;
+        // It may have changed while this one was waiting.
+        let errand = state.moves.errand(&met.hello);
+        drop(state);
+        met.answer(errand)
+    }
+
+    /// Why nobody comes any more.
+    pub(super) fn closed(&self) -> Option<String> {
+        self.hall.lock().closed.clone()
+    }
+
+    /// A move is going on: from now on no other begins.
+    pub(super) fn begin(&self, session: &Session) {
+        self.hall.lock().moves.begin(session);
+    }
+
+    /// The move that was going on came to nothing.
+    pub(super) fn drop_move(&self) {
+        self.hall.lock().moves.end();
+        self.hall.changed.notify_all();
     }
 }
 
@@ -119,6 +130,18 @@ impl Drop for Door {
 
 impl Hall {
     fn add(&self, met: Met) {
+        let is_other = |state: &mut State| {
+            state.closed.is_none() && state.moves.errand(&met.hello) == Errand::OtherMove
+        };
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), OTHER_LIMIT, is_other);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let errand = state.moves.errand(&met.hello);
+        drop(state);
+        let Some(met) = met.answer(errand) else {
+            return;
+        };
         let mut state = self.lock();
         if state.met.len() >= MOST {
             state.met.pop_front();
@@ -150,7 +173,14 @@ fn let_in(
         {
             first.closer.close();
         }
-        let closer = link.closer()?;
+        let closer = match link.closer() {
+            Ok(closer) => closer,
+            Err(error) => {
+                let why = with_causes(&error);
+                tracing::warn!("{} is sent away: {why}", link.peer());
+                continue;
+            }
+        };
         let (tls, hall) = (tls.cloned(), hall.clone());
         let spawned = thread::Builder::new()
             .name("migration hello".into())
@@ -229,7 +259,7 @@ mod tests {
         let mut strangers: Vec<_> = (0..3 * MOST).map(|_| silent(&address)).collect();
         let begun = Instant::now();
         let (_, source) = source(&address);
-        let mut met = door.next(LIMIT).unwrap().unwrap();
+        let mut met = door.next(LIMIT).unwrap();
         assert!(begun.elapsed() < Duration::from_secs(1));
         met.channel.welcome(&met.hello).unwrap();
         source.join().unwrap().unwrap();
@@ -247,6 +277,26 @@ mod tests {
         drop(door);
         assert!(begun.elapsed() < Duration::from_secs(1));
         Link::connect(&address, LIMIT).unwrap_err();
+    }
+
+    #[test]
+    fn a_source_waits_a_little_for_the_end_of_another_move_and_is_sent_away() {
+        let (_folder, address, door) = door();
+        let (first, _first) = source(&address);
+        door.next(LIMIT).unwrap();
+        door.begin(&first);
+        let (_, late) = source(&address);
+        // Nobody has to look at it for that.
+        let refused = late.join().unwrap();
+        assert!(
+            matches!(refused, Err(ChannelError::Refused(_))),
+            "{refused:?}"
+        );
+        assert!(door.next(Duration::ZERO).is_none());
+        let (second, _second) = source(&address);
+        door.drop_move();
+        let met = door.next(LIMIT).unwrap();
+        assert_eq!(met.hello.session, second);
     }
 
     #[test]
@@ -268,7 +318,7 @@ mod tests {
         };
         let sources: Vec<_> = (0..MOST + 4).map(come).collect();
         let mut welcome = 0;
-        while let Some(mut met) = door.next(Duration::from_millis(200)).unwrap() {
+        while let Some(mut met) = door.next(Duration::from_millis(200)) {
             met.channel.welcome(&met.hello).unwrap();
             welcome += 1;
         }

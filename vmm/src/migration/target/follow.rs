@@ -9,7 +9,8 @@ use brume_migration::{Message, Purpose, Received, Standing, TargetEvent};
 
 use super::super::following;
 use super::Failure;
-use super::arrival::{Arrival, OTHERS_LIMIT, STALL_LIMIT, let_in, out_of_turn, send_away};
+use super::arrival::{Arrival, OTHERS_LIMIT, STALL_LIMIT, let_in, out_of_turn};
+use super::errand::send_away;
 use crate::memory::{Filling, Following, UffdError};
 
 /// How long nothing may come of the memory that follows. The source looks for another way before, and
@@ -90,7 +91,7 @@ impl Arrival<'_> {
     fn let_return(&mut self, following: &Following) -> Result<(), Failure> {
         let mut end = Instant::now();
         loop {
-            match self.meet()? {
+            match self.meet() {
                 Some((mut channel, hello)) if hello.purpose == Purpose::Return => {
                     let_in(&mut channel, &hello)?;
                     self.channel = Some(channel);

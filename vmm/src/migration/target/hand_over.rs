@@ -13,8 +13,9 @@ use brume_migration::{
 
 use super::super::incoming::{IncomingEvent, Stopped};
 use super::super::status::micros;
-use super::arrival::{Arrival, STALL_LIMIT, send_away};
-use super::{Failure, ends_mean_something};
+use super::arrival::{Arrival, STALL_LIMIT};
+use super::ends_mean_something;
+use super::errand::send_away;
 use crate::event::Event;
 
 /// How long the guest may take to go on before its memory is taken all the same.
@@ -289,16 +290,16 @@ impl Arrival<'_> {
 
     /// The source, if it comes back now.
     fn returning(&mut self) -> Option<Channel> {
-        match self.meet() {
-            Ok(Some((mut channel, hello))) if hello.purpose == Purpose::Return => {
+        match self.meet()? {
+            (mut channel, hello) if hello.purpose == Purpose::Return => {
                 channel.welcome(&hello).ok()?;
                 self.has_returned = true;
-                return Some(channel);
+                Some(channel)
             }
-            Ok(Some((mut channel, _))) => send_away(&mut channel),
-            Ok(None) => {}
-            Err(Failure(why)) => tracing::warn!("{why}"),
+            (mut channel, _) => {
+                send_away(&mut channel);
+                None
+            }
         }
-        None
     }
 }
