@@ -185,17 +185,23 @@ impl Lane {
             if !left.is_zero() {
                 self.control.sleep(left.min(KEEP_ALIVE), rate);
             }
-            if self.control.is_cancelled() {
-                return Err(LaneError::Cancelled);
-            }
-            if self.control.late() == Some(OnTimeout::Cancel) {
-                return Err(LaneError::TooSlow);
-            }
+            self.check()?;
             if left <= KEEP_ALIVE || self.control.rate().get() != rate || self.is_forced() {
                 return Ok(());
             }
             self.keep_alive()?;
         }
+    }
+
+    /// Finds out whether it is still wanted.
+    pub(super) fn check(&self) -> Result<(), LaneError> {
+        if self.control.is_cancelled() {
+            return Err(LaneError::Cancelled);
+        }
+        if self.control.late() == Some(OnTimeout::Cancel) {
+            return Err(LaneError::TooSlow);
+        }
+        Ok(())
     }
 
     /// Whether the machine has to move now, whatever is left to send.

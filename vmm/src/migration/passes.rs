@@ -47,6 +47,8 @@ pub(super) struct PassDone {
     pub(super) pages: u64,
     /// Those that had been written again.
     pub(super) skipped: u64,
+    /// Those that it did not come to, because the machine has to move now.
+    pub(super) put_off: u64,
     pub(super) sent: Amount,
 }
 
@@ -220,9 +222,14 @@ impl Passes {
             drop(tracker);
             self.send_window(number, window, (taken, again), lanes, &mut done)?;
             if lanes.first.is_forced() {
-                if number == 1 {
-                    self.put_off(windows, &seen)?;
-                }
+                done.put_off += if number == 1 {
+                    self.put_off(windows, &seen)?
+                } else {
+                    let waiting = with_journal(&self.tracker(), seen);
+                    windows
+                        .map(|window| waiting.count_in(window.words.clone()))
+                        .sum()
+                };
                 break;
             }
         }
@@ -231,12 +238,12 @@ impl Passes {
     }
 
     /// Finds what is in use of `windows`, which a first pass does not come to: the rest, of which
-    /// the target has zeros, is not to be sent.
+    /// the target has zeros, is not to be sent. How many pages they are.
     fn put_off<'a>(
         &self,
         windows: impl Iterator<Item = &'a Window>,
         seen: &PageSet,
-    ) -> Result<(), SourceError> {
+    ) -> Result<u64, SourceError> {
         let mut used = PageSet::empty(self.memory.size);
         for Window { region, words } in windows {
             let mut tracker = self.tracker();
@@ -248,7 +255,7 @@ impl Passes {
             used.insert_words(words.start, &taken);
         }
         self.tracker().put_back(Reader::Transfer, &used);
-        Ok(())
+        Ok(used.count())
     }
 
     /// Sends what is left, with the guest paused.
@@ -377,7 +384,9 @@ impl Passes {
                     self.sent(done, lanes.send(std::mem::take(&mut batch), zeros)?);
                     room = BATCH_PAGES;
                     if lanes.first.is_forced() {
-                        done.pages -= self.put_back(iter::once(next..end).chain(ranges));
+                        let put_off = self.put_back(iter::once(next..end).chain(ranges));
+                        done.pages -= put_off;
+                        done.put_off += put_off;
                         return Ok(());
                     }
                 }

@@ -392,7 +392,8 @@ impl Departure {
     ) {
         let bytes = done.sent.bytes + self.disks.sent();
         let bandwidth = per_second(bytes, time);
-        let dirty_rate = per_second(left * PAGE_SIZE, time);
+        let dirtied = left.saturating_sub(done.put_off);
+        let dirty_rate = per_second(dirtied * PAGE_SIZE, time);
         let pass = MigrationPass {
             pass: number,
             pages: done.pages,
@@ -401,7 +402,7 @@ impl Departure {
             bytes,
             duration_us: micros(time),
             bandwidth,
-            dirtied_pages: left,
+            dirtied_pages: dirtied,
             throttle_percent: throttle,
         };
         tracing::debug!(
@@ -433,7 +434,7 @@ pub(super) fn await_answer(lanes: &mut Lanes, answer: &Message) -> Result<(), So
         match lanes.first.channel.receive_message()? {
             message if message == *answer => return Ok(()),
             // It takes long.
-            Message::KeepAlive => {}
+            Message::KeepAlive => lanes.first.check()?,
             Message::Failed { why } => return Err(SourceError::Target(why)),
             _ => return Err(out_of_turn()),
         }
