@@ -132,6 +132,8 @@ struct Watchers {
     all: Vec<Sender<Bytes>>,
     /// The last state that was told, for whoever comes later.
     state: Option<MachineEvent>,
+    /// Whether all has been told.
+    closed: bool,
 }
 
 /// Where events are told, and from where they are watched. Clones are the same hub.
@@ -153,9 +155,11 @@ impl EventHub {
         }
     }
 
-    /// Whether anybody watches.
-    pub fn is_watched(&self) -> bool {
-        self.lock().all.iter().any(|watcher| !watcher.is_closed())
+    /// Nothing more is told: the streams end after what was told so far.
+    pub(crate) fn close(&self) {
+        let mut watchers = self.lock();
+        watchers.closed = true;
+        watchers.all.clear();
     }
 
     /// The body of an answer that goes on for as long as there are events.
@@ -166,7 +170,9 @@ impl EventHub {
             // The channel is empty.
             let _ = sender.try_send(self.format(state));
         }
-        watchers.all.push(sender);
+        if !watchers.closed {
+            watchers.all.push(sender);
+        }
         EventBody(receiver)
     }
 
@@ -208,6 +214,8 @@ impl Body for EventBody {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc::error::TryRecvError;
+
     use super::*;
 
     fn next(body: &mut EventBody) -> Option<String> {
@@ -244,8 +252,21 @@ mod tests {
         for _ in 0..=BACKLOG {
             hub.publish(MachineEvent::Reset);
         }
-        assert!(!hub.is_watched());
+        assert!(hub.lock().all.is_empty());
         let events = std::iter::from_fn(|| next(&mut body)).count();
         assert_eq!(events, BACKLOG);
+    }
+
+    #[test]
+    fn streams_end_after_what_was_told() {
+        let hub = EventHub::default();
+        let mut body = hub.watch();
+        hub.publish(MachineEvent::Reset);
+        hub.close();
+        hub.publish(MachineEvent::PowerOff);
+        assert!(next(&mut body).unwrap().contains("event: reset\n"));
+        for mut body in [body, hub.watch()] {
+            assert_eq!(body.0.try_recv(), Err(TryRecvError::Disconnected));
+        }
     }
 }

@@ -43,7 +43,7 @@ pub use migration::{
     OnTimeout, ReceiveMigration, SendMigration,
 };
 pub use request::{Answer, Controller, Pending, Reply, Request, Section};
-pub use server::{Server, ServerError};
+pub use server::{Server, ServerError, Serving};
 pub use snapshot::{
     BackendType, CreateSnapshot, DriveOverride, LoadSnapshot, MemBackend, NetworkOverride,
     SnapshotHugePages, SnapshotType, VsockOverride,

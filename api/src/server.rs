@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The HTTP server on a unix socket.
 //!
-//! It has one thread, `fc_api`, which owns the socket, its connections and the [`Controller`], and
-//! ends with the process. Requests are passed on in the order in which they arrive, and the owner of
-//! the machine carries them out one at a time; what a client sends or leaves out costs no more than its connection.
+//! It has one thread, `fc_api`, which owns the socket, its connections and the [`Controller`].
+//! Requests are passed on in the order in which they arrive, and the owner of the machine carries
+//! them out one at a time; what a client sends or leaves out costs no more than its connection.
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::task::Poll;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -25,6 +28,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::LocalSet;
 
 use crate::events::{EventBody, EventHub};
@@ -35,6 +39,8 @@ use crate::route::{Parsed, parse, resource_of};
 
 /// The most connections at a time.
 const MAX_CONNECTIONS: usize = 10;
+/// How long clients may take to read what they are still told when the server ends.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// The OpenAPI document, which a test holds against the types.
 const OPENAPI: &str = include_str!("openapi/document.json");
 const SERVER_NAME: HeaderValue = HeaderValue::from_static("Firecracker API");
@@ -94,8 +100,8 @@ impl Server {
         })
     }
 
-    /// Starts the thread that serves the socket for as long as the process lives, tells
-    /// `events` to clients that watch, and counts the requests in `metrics`.
+    /// Starts the thread that serves the socket, tells `events` to clients that watch, and counts
+    /// the requests in `metrics`.
     ///
     /// # Errors
     ///
@@ -105,7 +111,7 @@ impl Server {
         controller: Box<dyn Controller>,
         events: EventHub,
         metrics: Arc<ApiMetrics>,
-    ) -> Result<(), ServerError> {
+    ) -> Result<Serving, ServerError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
@@ -116,15 +122,20 @@ impl Server {
             metrics,
             body_limit: self.body_limit,
         };
-        let serve = move || LocalSet::new().block_on(&runtime, self.serve(shared));
+        let (end, ends) = watch::channel(());
+        let (lives, ended) = mpsc::channel();
+        let serve = move || {
+            LocalSet::new().block_on(&runtime, self.serve(shared, ends));
+            drop(lives);
+        };
         thread::Builder::new()
             .name("fc_api".into())
             .spawn(serve)
             .map_err(ServerError::Start)?;
-        Ok(())
+        Ok(Serving { end, ended })
     }
 
-    async fn serve(self, shared: Shared) {
+    async fn serve(self, shared: Shared, mut ends: watch::Receiver<()>) {
         let listener = match tokio::net::UnixListener::from_std(self.listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -133,9 +144,10 @@ impl Server {
             }
         };
         let shared = Rc::new(shared);
-        let connections = Rc::new(Cell::new(0));
-        loop {
-            let stream = match listener.accept().await {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let next = ends.clone();
+        while let Some(accepted) = unless(&mut ends, listener.accept()).await {
+            let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!("a connection to the API cannot be taken: {error}");
@@ -144,22 +156,54 @@ impl Server {
                     continue;
                 }
             };
-            if connections.get() >= MAX_CONNECTIONS {
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
                 // It is small enough for an empty socket, which is always writable: nobody is
                 // waited for.
                 if stream.writable().await.is_ok() {
                     let _ = stream.try_write(too_many_connections().as_bytes());
                 }
                 continue;
-            }
-            let slot = Slot::take(&connections);
-            let connection = connection(stream, shared.clone());
+            };
+            let connection = connection(stream, shared.clone(), next.clone());
             tokio::task::spawn_local(async move {
                 connection.await;
                 drop(slot);
             });
         }
+        drop(listener);
+        shared.events.close();
+        let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+        // It fails only if somebody closes the semaphore.
+        let _ = slots.acquire_many(all).await;
     }
+}
+
+/// A server at work. When this is dropped nobody is let in any more, what has been asked is
+/// answered, and events that have been told go out, if that takes no longer than a second.
+#[derive(Debug)]
+#[must_use = "the server ends with it"]
+pub struct Serving {
+    end: watch::Sender<()>,
+    /// Nothing comes; the other end is the thread's.
+    ended: mpsc::Receiver<Infallible>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // A thread that has ended already listens no more.
+        let _ = self.end.send(());
+        let _ = self.ended.recv_timeout(LAST_ANSWER);
+    }
+}
+
+/// What comes of `work`, unless the server `ends` first.
+async fn unless<T>(ends: &mut watch::Receiver<()>, work: impl Future<Output = T>) -> Option<T> {
+    let (mut work, mut ends) = (pin!(work), pin!(ends.changed()));
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending => ends.as_mut().poll(context).map(|_| None),
+    })
+    .await
 }
 
 /// What all connections use.
@@ -183,22 +227,6 @@ impl Shared {
     }
 }
 
-/// One of the connections that there may be.
-struct Slot(Rc<Cell<usize>>);
-
-impl Slot {
-    fn take(count: &Rc<Cell<usize>>) -> Self {
-        count.set(count.get() + 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
-}
-
 fn too_many_connections() -> String {
     let body = Fault::new(format!(
         "Too many open connections: at most {MAX_CONNECTIONS} are served at a time."
@@ -211,17 +239,29 @@ fn too_many_connections() -> String {
     )
 }
 
-async fn connection(stream: UnixStream, shared: Rc<Shared>) {
+async fn connection(stream: UnixStream, shared: Rc<Shared>, mut ends: watch::Receiver<()>) {
+    let has_asked = Cell::new(false);
     let service = service_fn(|request| {
+        has_asked.set(true);
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(respond(request, &shared).await) }
     });
-    let served = http1::Builder::new()
-        .title_case_headers(true)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
+    let mut served = pin!(
+        http1::Builder::new()
+            .title_case_headers(true)
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let result = match unless(&mut ends, served.as_mut()).await {
+        Some(result) => result,
+        // A client that has asked nothing is owed nothing.
+        None if !has_asked.get() => return,
+        None => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
         tracing::debug!("a connection to the API ended: {error}");
     }
 }

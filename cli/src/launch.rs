@@ -6,7 +6,6 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use brume_api::config::Logger;
@@ -25,9 +24,6 @@ use crate::progress::Progress;
 use crate::receive::Arrival;
 use crate::signals::Signals;
 use crate::terminal::RawMode;
-
-/// How long the last answer and the last events may take to get out: a busy host lets threads wait.
-const LAST_ANSWER: Duration = Duration::from_millis(100);
 
 /// Tells the time since the start and the CPU time of this process.
 pub(crate) type Clock = Box<dyn Fn() -> (Duration, Duration) + Send>;
@@ -150,14 +146,14 @@ impl Launch {
         };
         let options = self.make_options(progress.clone());
         let mut instance = Instance::new(remote.description, options, Box::new(set_logger))?;
-        remote.server.spawn(
+        // Until the last answer and the last events are out.
+        let _serving = remote.server.spawn(
             Box::new(instance.controller()),
             instance.events(),
             instance.api_metrics(),
         )?;
         instance.started_up(self.started.elapsed(), clock::process_cpu());
         let signals = signals.serve(instance.handle());
-        let events = instance.events();
         let made = make(instance, remote.at_once, vec![signals], &progress)?;
         let (machine, subscribers) = match made {
             Made::Machine(machine, subscribers) => (*machine, subscribers),
@@ -165,11 +161,7 @@ impl Launch {
                 return Ok(end(Ending::Stopped(reason), self.as_firecracker));
             }
         };
-        let status = self.run_machine(machine, subscribers, &progress);
-        if events.is_watched() {
-            thread::sleep(LAST_ANSWER);
-        }
-        status
+        self.run_machine(machine, subscribers, &progress)
     }
 
     fn make_options(&self, progress: Progress) -> MakeOptions {
@@ -240,21 +232,13 @@ fn make(
     match outcome {
         Outcome::Machine(machine) => Ok(Made::Machine(machine, subscribers)),
         Outcome::Stopped(reason) => Ok(Made::Stopped(reason)),
-        Outcome::LoadFailed(error) => {
-            // The server's thread may still be on its way to tell the client.
-            thread::sleep(LAST_ANSWER);
-            Err(error.into())
-        }
+        Outcome::LoadFailed(error) => Err(error.into()),
     }
 }
 
 /// Tells the log of an orderly end, and the process how to exit.
 fn end(ending: Ending, as_firecracker: bool) -> ExitCode {
     tracing::info!("{}", describe(ending));
-    if ending == Ending::Stopped(StopReason::Api) {
-        // The server's thread may still be on its way to say so to the client who asked for it.
-        thread::sleep(LAST_ANSWER);
-    }
     status_of(ending, as_firecracker)
 }
 

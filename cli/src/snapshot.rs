@@ -244,7 +244,7 @@ mod tests {
             asked: Arc::default(),
             fails,
         };
-        Server::bind(&socket, 1000)
+        let _serving = Server::bind(&socket, 1000)
             .unwrap()
             .spawn(Box::new(fake.clone()), EventHub::default(), Arc::default())
             .unwrap();

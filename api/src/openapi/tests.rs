@@ -257,7 +257,7 @@ fn answers_are_as_their_schemas_say() {
     let socket = dir.path().join("s");
     let server = Server::bind(&socket, 1000).unwrap();
     let controller = Box::<Machine>::default();
-    server
+    let _serving = server
         .spawn(controller, EventHub::default(), Arc::default())
         .unwrap();
     let client = Client::new(&socket).unwrap();

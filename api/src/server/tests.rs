@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::*;
+use crate::events::MachineEvent;
 
 /// Answers the version, does nothing else, and fails to start.
 struct Echo;
@@ -22,16 +23,27 @@ impl Controller for Echo {
 
 struct Fixture {
     dir: tempfile::TempDir,
+    serving: Serving,
+    events: EventHub,
 }
 
 impl Fixture {
     fn new() -> Self {
+        Self::with(Echo)
+    }
+
+    fn with(controller: impl Controller + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::bind(&dir.path().join("s"), 100).unwrap();
-        server
-            .spawn(Box::new(Echo), EventHub::default(), Arc::default())
+        let events = EventHub::default();
+        let serving = server
+            .spawn(Box::new(controller), events.clone(), Arc::default())
             .unwrap();
-        Self { dir }
+        Self {
+            dir,
+            serving,
+            events,
+        }
     }
 
     fn connect(&self) -> UnixStream {
@@ -180,4 +192,57 @@ fn a_path_that_is_taken_is_an_error_and_stays() {
         Server::bind(&server.dir.path().join("no/where"), 1),
         Err(ServerError::Bind { .. })
     ));
+}
+
+/// Gives what it is asked to somebody else.
+struct Later(mpsc::Sender<Reply>);
+
+impl Controller for Later {
+    fn call(&self, _request: Request, reply: Reply) {
+        self.0.send(reply).unwrap();
+    }
+}
+
+fn rest_of(mut stream: UnixStream) -> String {
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    rest
+}
+
+#[test]
+fn what_was_asked_is_answered_and_what_was_told_goes_out_before_the_end() {
+    let (later, asked) = mpsc::channel();
+    let server = Fixture::with(Later(later));
+    let mut watcher = server.connect();
+    watcher.write_all(b"GET /events HTTP/1.1\r\n\r\n").unwrap();
+    read_until(&mut watcher, "\r\n\r\n");
+    let mut client = server.connect();
+    client.write_all(b"GET /version HTTP/1.1\r\n\r\n").unwrap();
+    let reply = asked.recv().unwrap();
+    let silent = server.connect();
+    server.events.publish(MachineEvent::Reset);
+    let ends = thread::spawn(move || {
+        drop(server.serving);
+        server.dir
+    });
+    // Those who wait for nothing are let go while others wait.
+    assert_eq!(rest_of(silent), "");
+    let events = rest_of(watcher);
+    assert!(events.contains("event: reset\n"), "{events}");
+    assert!(events.ends_with("\r\n0\r\n\r\n"), "{events}");
+    reply.send(Answer::json(&"late"));
+    let answer = rest_of(client);
+    assert!(answer.ends_with("\"late\""), "{answer}");
+    let dir = ends.join().unwrap();
+    UnixStream::connect(dir.path().join("s")).unwrap_err();
+}
+
+#[test]
+fn nobody_is_waited_for_for_ever() {
+    let (later, asked) = mpsc::channel();
+    let server = Fixture::with(Later(later));
+    let mut client = server.connect();
+    client.write_all(b"GET /version HTTP/1.1\r\n\r\n").unwrap();
+    let _never = asked.recv().unwrap();
+    drop(server.serving);
 }

@@ -282,7 +282,7 @@ mod tests {
             cancels: Arc::default(),
             can_cancel,
         };
-        Server::bind(&socket, 1000)
+        let _serving = Server::bind(&socket, 1000)
             .unwrap()
             .spawn(
                 Box::new(moving.clone()),
