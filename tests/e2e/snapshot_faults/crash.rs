@@ -95,6 +95,7 @@ fn kills(files: &Snapshot, mib: usize, count: usize, when: &When) -> Left {
     live.resume();
     let mut generation = live.status().generation;
     let mut left = Left::default();
+    let mut span = duration.as_micros() as u64;
     let states = files.state.parent().unwrap();
     for kill in 0..count {
         live.pause();
@@ -102,8 +103,8 @@ fn kills(files: &Snapshot, mib: usize, count: usize, when: &When) -> Left {
         killed_while_saving(live, files, || match when {
             When::Between => replaced(&files.memory, inode),
             When::Any => {
-                let span = duration.as_micros() as usize * 3 / 2;
-                thread::sleep(NOTHING_YET + Duration::from_micros(random.below(span) as u64));
+                let moment = random.below(span as usize) as u64;
+                thread::sleep(NOTHING_YET + Duration::from_micros(moment));
             }
         });
         let is_new = files.memory.metadata().unwrap().ino() != inode;
@@ -112,7 +113,14 @@ fn kills(files: &Snapshot, mib: usize, count: usize, when: &When) -> Left {
         let found = live.status().generation;
         let expected = generation + u64::from(is_new);
         assert_eq!(found, expected, "kill {kill} of generation {generation}");
-        *(if is_new { &mut left.new } else { &mut left.old }) += 1;
+        // How long a save takes changes with the host.
+        if is_new {
+            left.new += 1;
+            span -= span / 8;
+        } else {
+            left.old += 1;
+            span += span / 8;
+        }
         left.between += usize::from(is_new && state_left);
         generation = found;
     }
