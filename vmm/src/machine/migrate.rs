@@ -24,7 +24,7 @@ use crate::migration::{
 use crate::snapshot::CreateError;
 
 /// How long a client has to see how a move has ended before its source is gone.
-const LAST_LOOK: Duration = Duration::from_secs(1);
+const LAST_LOOK: Duration = Duration::from_secs(5);
 /// How long a machine that is stopped waits until its move is called off.
 const CALL_OFF: Duration = Duration::from_secs(2);
 
@@ -96,7 +96,9 @@ impl Machine {
     }
 
     fn begin_move(&mut self, request: SendMigration) -> Result<(), Fault> {
-        if self.moving.is_some() {
+        // It is told only after that how the last move ended.
+        let is_told = self.telemetry.migration.peek().phase.is_over();
+        if self.moving.is_some() || !is_told && !self.is_followed() {
             return Err(Fault::new("The machine is being moved already."));
         }
         if self.saving {

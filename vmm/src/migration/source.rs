@@ -38,7 +38,7 @@ const OFFER_LIMIT: Duration = Duration::from_secs(60);
 /// How long nothing may move while the guest runs here.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// How long the target may take to say what is wrong with a connection, while the guest runs here.
-const WORD_LIMIT: Duration = Duration::from_secs(1);
+const WORD_LIMIT: Duration = Duration::from_secs(3);
 
 /// How often the target is told at most, before the guest stops, what is to follow it.
 const STALE_ROUNDS: u32 = 4;
@@ -128,37 +128,28 @@ impl Departure {
             .name("migration".into())
             .spawn(move || {
                 let sender = self.sender.clone();
-                let end = self.run();
+                let (control, progress) = (self.control.clone(), self.progress.clone());
+                let result = self.run();
+                let end = result.as_ref().map_or(SourceEnd::Kept, SourceEnd::clone);
                 sender.send(Event::Migration(SourceEvent::Ended(end)));
+                // After that, so that whoever has heard of it finds a machine that can move.
+                if let Err(error) = result {
+                    tell_failure(&control, &progress, &error);
+                }
             })
             .map(drop)
     }
 
-    fn run(mut self) -> SourceEnd {
+    fn run(mut self) -> Result<SourceEnd, SourceError> {
         let mut passes = None;
         let result = self.send(&mut passes);
-        match result {
-            Ok(end) => end,
-            Err(error) => {
-                if let Some(passes) = passes {
-                    passes.end();
-                }
-                self.sender.send(Event::Migration(SourceEvent::Resume));
-                self.tell_failure(&error);
-                SourceEnd::Kept
+        if result.is_err() {
+            if let Some(passes) = passes {
+                passes.end();
             }
+            self.sender.send(Event::Migration(SourceEvent::Resume));
         }
-    }
-
-    fn tell_failure(&self, error: &SourceError) {
-        if self.control.is_cancelled() {
-            tracing::info!("the machine stays: its move was called off");
-            let why = "it was called off".to_owned();
-            return self.progress.fail(MigrationPhase::Cancelled, why);
-        }
-        let why = brume_api::with_causes(error);
-        tracing::error!("the machine stays, because it cannot be moved: {why}");
-        self.progress.fail(MigrationPhase::Failed, why);
+        result
     }
 
     /// Sends the machine. An error says that it stays here, and that nothing of it was handed over.
@@ -426,6 +417,17 @@ impl Departure {
         });
         self.progress.passed(pass);
     }
+}
+
+fn tell_failure(control: &Control, progress: &Progress, error: &SourceError) {
+    if control.is_cancelled() {
+        tracing::info!("the machine stays: its move was called off");
+        let why = "it was called off".to_owned();
+        return progress.fail(MigrationPhase::Cancelled, why);
+    }
+    let why = brume_api::with_causes(error);
+    tracing::error!("the machine stays, because it cannot be moved: {why}");
+    progress.fail(MigrationPhase::Failed, why);
 }
 
 /// Waits until the target has said `answer`: that it has all of a pass.
