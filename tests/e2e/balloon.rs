@@ -113,7 +113,7 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn memory_goes_to_the_host_by_each_way_of_the_balloon() {
-    let api = Api::new();
+    let mut api = Api::new();
     let none = "Balloon config error: No balloon device found.";
     api.refused("GET", "/balloon", "", none);
     let machine = json!({"vcpu_count": 1, "mem_size_mib": 256});
@@ -129,7 +129,7 @@ fn memory_goes_to_the_host_by_each_way_of_the_balloon() {
     let early = "The requested operation is not supported before starting the microVM.";
     api.refused("PATCH", "/balloon", amount, early);
 
-    let args = "bare.do=balloon-check bare.ms=30000 bare.hold_ms=2000 bare.end=spin";
+    let args = "bare.do=balloon-check bare.ms=30000 bare.hold=1 bare.end=spin";
     api.start(args, &[("/balloon", balloon.clone())]);
     assert_eq!(api.get("/balloon"), balloon);
     eventually("the guest has a driver", || {
@@ -137,6 +137,7 @@ fn memory_goes_to_the_host_by_each_way_of_the_balloon() {
     });
     api.vm.wait_for("bare: balloon filled mib=64", SOON);
     let full = api.vm.resident_mib();
+    api.vm.send(b"x");
     api.vm.wait_for("bare: balloon inflated", SOON);
     let inflated = api.vm.resident_mib();
     assert!(full >= 64 && inflated + 60 <= full, "{full} {inflated}");
@@ -148,6 +149,7 @@ fn memory_goes_to_the_host_by_each_way_of_the_balloon() {
             "free_memory": 1 << 20, "total_memory": 2 << 20,
         })
     );
+    api.vm.send(b"x");
 
     api.vm.wait_for("bare: balloon report", SOON);
     api.done("PATCH", "/balloon/hinting/start", &json!({}));

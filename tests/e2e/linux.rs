@@ -181,14 +181,17 @@ fn two_guests_on_one_bridge_reach_each_other() {
     let _slot = linux_slot(2);
     // One on a TAP of brume's, one on a TAP that was there.
     let answers = "brume.ip=10.9.0.1/24 brume.do=hello,net,pinged=3,poweroff";
-    let asks = "brume.ip=10.9.0.2/24 brume.do=hello,net,ping=10.9.0.1,poweroff";
+    let asks = "brume.ip=10.9.0.2/24 brume.do=hello,net,echo,ping=10.9.0.1,poweroff";
     let listener = Vm::spawn(guest("bridge=br0,mac=06:00:00:00:09:01", answers));
-    listener.wait_for("brume-guest: net ok", LINUX);
-    let asker = Vm::spawn(guest("tap=tap0", asks));
+    let mut asker = Vm::spawn(guest("tap=tap0", asks));
+    listener.wait_for("brume-guest: pinged note waiting_for=3", LINUX);
+    asker.wait_for("brume-guest: echo note ready", LINUX);
+    asker.send(b"go\n");
     let [listener, asker] = [listener, asker]
         .map(|vm| thread::spawn(move || vm.wait(LINUX)))
         .map(|t| t.join().unwrap());
-    assert_ok(asker.assert_clean(), &["hello", "net", "ping", "poweroff"]);
+    let steps = ["hello", "net", "echo", "ping", "poweroff"];
+    assert_ok(asker.assert_clean(), &steps);
     assert_ok(
         listener.assert_clean(),
         &["hello", "net", "pinged", "poweroff"],

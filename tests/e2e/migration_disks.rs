@@ -204,7 +204,8 @@ fn disks_are_the_same_when_the_machine_arrives() {
 /// Checks that both disks are the same at the target, and lets the guest go on there.
 #[track_caller]
 fn assert_arrived(machine: &mut Move) {
-    for side in [&machine.target, &machine.source] {
+    // The source is gone a while after its end.
+    for side in [&machine.source, &machine.target] {
         let over = machine.over(side);
         assert_eq!(over.phase, MigrationPhase::Completed, "{over:#?}");
     }
@@ -229,7 +230,7 @@ fn disks_move_beside_memory_that_goes_over_several_connections() {
             machine.source.write_round();
         }
         // Slowly, so that it is here until it has written.
-        let body = json!({"connections": connections, "mode": mode, "bandwidth_limit": 4 * MIB});
+        let body = json!({"connections": connections, "mode": mode, "bandwidth_limit": MIB / 2});
         machine.send(&body);
         eventually("the disk moves", || status(&machine.target).disk_bytes > 0);
         // What the guest writes while its disk moves.
@@ -257,7 +258,7 @@ fn connections_that_have_nothing_to_carry_while_a_disk_moves_are_kept() {
         "{moving:#?}"
     );
     machine.source.ask(b'g', "live-blk");
-    let quick = json!({"bandwidth_limit": 0});
+    let quick = json!({"bandwidth_limit": 0, "timeout_s": 1, "on_timeout": "Force"});
     machine.source.api.done("PATCH", "/migration", &quick);
     assert_arrived(&mut machine);
 }
@@ -281,7 +282,7 @@ fn a_move_that_is_called_off_leaves_no_files() {
     // It was there before.
     assert!(machine.path("read-only-there").exists());
     // And again, to its end.
-    machine.send(&json!({}));
+    machine.send(&json!({"timeout_s": 2, "on_timeout": "Force"}));
     let over = machine.over(&machine.target);
     assert_eq!(over.phase, MigrationPhase::Completed, "{over:#?}");
     assert_moved(machine.folder.path());

@@ -467,6 +467,7 @@ fn a_slow_network_leaves_the_guest_alone() {
     let mut pair = begin(Link::TwoHosts);
     pair.lan.as_ref().unwrap().slow_down("1mbit");
     pair.send(&plain());
+    pair.wait(Side::Source, &[MigrationPhase::PreCopy], LIMIT);
     thread::sleep(Duration::from_secs(2));
     let status = pair.progress(Side::Source);
     assert_eq!(status.phase, MigrationPhase::PreCopy);

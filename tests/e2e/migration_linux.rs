@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use brume_tests::api::eventually;
 use brume_tests::lan::{Lan, TAP};
-use brume_tests::ping::{Announcements, Listener, Ping, Probe, Train, assert_answered};
+use brume_tests::ping::{Announcements, Listener, Losses, Ping, Probe, Train};
 use brume_tests::placed::Placed;
 use brume_tests::vm::{LINUX, SOON};
 use brume_tests::witness::{self, Asker, Status, assert_journal, status_over, stream};
@@ -36,6 +36,8 @@ const AROUND: Duration = Duration::from_millis(700);
 const ANNOUNCED: Announcements = Announcements { rarp: 5, arp: 5 };
 /// By how much one move may set the guest's uptime off, in milliseconds.
 const MAX_STEP: f64 = 50.0;
+/// The same of one move in four: others may have the processor when a clock is set.
+const MAX_LATE_STEP: f64 = 500.0;
 
 /// All around the machine that outlives each of its processes.
 struct Surroundings {
@@ -116,7 +118,8 @@ impl Surroundings {
     fn interval(&self) -> Duration {
         let wait = Duration::from_millis(200);
         let train = self.pings(wait);
-        thread::sleep(wait * u32::try_from(TRIES).unwrap());
+        // More than are waited for: who sends may stand still, too.
+        thread::sleep(wait * 2 * u32::try_from(TRIES).unwrap());
         let mut times: Vec<_> = train.end().iter().filter_map(Ping::time).collect();
         times.sort();
         assert!(times.len() >= TRIES - 1, "only {times:?} were answered");
@@ -151,7 +154,7 @@ fn assert_silent(console: &str) {
 }
 
 /// Moves the machine for the `number`th time while the switch pings it; where it is then.
-fn moved(around: &Surroundings, machine: Machine, number: usize) -> Machine {
+fn moved(around: &Surroundings, machine: Machine, number: usize, losses: &mut Losses) -> Machine {
     let interval = around.interval();
     let target = around.receiver(&machine, number);
     let announcements = Listener::start(&around.lan.switch, "lan0", MAC);
@@ -161,15 +164,13 @@ fn moved(around: &Surroundings, machine: Machine, number: usize) -> Machine {
     let status = machine.placed.move_to(&target.placed, &in_turn(number));
     thread::sleep(around_move);
     let pings = train.end();
-    let port = format!("port{}", target.placed.host);
-    assert_eq!(around.lan.port_of(&text(MAC)), port);
     let heard = announcements.end(ANNOUNCED);
     assert!(heard.has(ANNOUNCED), "{heard:?}");
+    let port = format!("port{}", target.placed.host);
+    assert_eq!(around.lan.port_of(&text(MAC)), port);
 
     let downtime = Duration::from_micros(status.downtime.unwrap().total_us);
-    let lost = assert_answered(&pings, interval, downtime);
-    let sent = pings.len();
-    println!("{number}: {downtime:?}, {lost} of {sent} pings lost, one each {interval:?}");
+    losses.note(&pings, interval, downtime);
     println!("{number}: {heard:?}, {} passes", status.passes.len());
     let source = machine.placed.api.vm.wait(SOON);
     source.assert_clean();
@@ -211,6 +212,7 @@ fn move_often(vcpus: usize, times: usize) {
         "mmds before=0 after=200"
     );
     let mut uptime = asker.uptime(&machine.placed.api.vm);
+    let (mut losses, mut off) = (Losses::default(), 0);
     for number in 1..=times {
         let open = stream(&machine.vsock, &machine.placed.api.vm);
         let balloon = match number {
@@ -222,20 +224,23 @@ fn move_often(vcpus: usize, times: usize) {
             set_balloon(&machine, mib);
         }
         let before = asker.status(&machine.placed.api.vm);
-        machine = moved(&around, machine, number);
+        machine = moved(&around, machine, number, &mut losses);
         drop(open);
         let vm = &machine.placed.api.vm;
         asker.status(vm).assert_after(&before);
         let now = asker.uptime(vm);
         let (step, known) = (now.distance(uptime), now.uncertainty());
         println!("{number}: uptime off by {step:.1} ms, known to {known:.1} ms");
-        assert!(step <= MAX_STEP, "{uptime:?} {now:?}");
+        off += usize::from(step > MAX_STEP);
+        assert!(step <= MAX_LATE_STEP, "{uptime:?} {now:?}");
         uptime = now;
         assert_works(&machine, asker, number);
         if let Some(mib) = balloon {
             wait_for_balloon(&machine, mib);
         }
     }
+    losses.assert_few();
+    assert!(off <= times / 4, "the guest's uptime was off {off} times");
     let status = Status::parse(&asker.ask(&machine.placed.api.vm, "q"));
     let outcome = machine.placed.api.vm.wait(LINUX);
     outcome.assert_clean();

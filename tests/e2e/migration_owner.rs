@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::block::disk;
 use crate::migration::{LIMIT, WRITES, assert_settled};
+use crate::migration_resume::interrupted;
 
 /// Whether anybody has locked a file.
 fn is_locked(path: &Path) -> bool {
@@ -53,23 +54,6 @@ fn a_machine_that_stays_gets_the_locks_of_its_disks_back() {
     pair.moved(&json!({}), LIMIT);
     assert!(is_locked(&path));
     assert_settled(&mut pair);
-}
-
-/// A pair whose connection broke after the guest had gone on at the target.
-fn interrupted() -> Pair {
-    let pair = Pair::start(&Setup {
-        args: "bare.touch=64 bare.rate=20",
-        link: Link::Tcp,
-        proxied: true,
-        ..Setup::default()
-    });
-    pair.send(&json!({"mode": "PostCopy"}));
-    pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
-    pair.proxy.as_ref().unwrap().cut();
-    for side in [Side::Source, Side::Target] {
-        pair.wait(side, &[MigrationPhase::PostCopyInterrupted], LIMIT);
-    }
-    pair
 }
 
 fn terminate(pair: &Pair, told: &str) {

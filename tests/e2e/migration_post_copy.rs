@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::migration::{LIMIT, WRITES, assert_settled};
 use crate::migration_memfd::assert_diffs_after_a_move;
+use crate::migration_resume::interrupted;
 use crate::migration_strangers::{accept, hear_offer, welcome};
 
 /// A guest that writes to all that it has touched, faster than a slow link carries it.
@@ -123,18 +124,7 @@ fn a_diff_has_what_was_sent_and_what_has_followed() {
 
 #[test]
 fn a_guest_waits_for_memory_whose_connection_breaks_and_gets_it() {
-    let mut pair = Pair::start(&Setup {
-        args: "bare.touch=64 bare.rate=20",
-        link: Link::Tcp,
-        proxied: true,
-        ..Setup::default()
-    });
-    pair.send(&json!({"mode": "PostCopy", "bandwidth_limit": 0}));
-    pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
-    let proxy = pair.proxy.as_ref().unwrap();
-    proxy.cut();
-    pair.wait(Side::Source, &[MigrationPhase::PostCopyInterrupted], LIMIT);
-    pair.wait(Side::Target, &[MigrationPhase::PostCopyInterrupted], LIMIT);
+    let mut pair = interrupted();
     let limit = r#"{"bandwidth_limit": 1000}"#;
     let refused = pair.api(Side::Source).send("PATCH", "/migration", limit);
     assert!(refused.body.contains("was handed over"), "{refused:?}");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use brume_api::MigrationPhase;
 use brume_tests::api::eventually;
 use brume_tests::migration::{Link, Pair, Setup, Side};
-use brume_tests::proxy::{Harm, Place, Way};
+use brume_tests::proxy::{Fault, Harm, Place, Way};
 use serde_json::json;
 
 use crate::migration::{LIMIT, assert_settled};
@@ -95,6 +95,10 @@ fn a_flipped_bit_is_found_while_memory_follows() {
         pair.send(&json!({"mode": "PostCopy"}));
         pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
         proxy(&pair).trap(way, Place::Before, name, Harm::Flip);
+        if name == "Need" {
+            // Else everything may have come before the guest waits for anything.
+            pair.wait_until(Side::Target, LIMIT, |status| status.faults > 0);
+        }
         proxy(&pair).go_on();
         pair.arrived(LIMIT);
         assert!(proxy(&pair).is_spent(), "{name}");
@@ -106,15 +110,20 @@ fn a_flipped_bit_is_found_while_memory_follows() {
 fn a_source_does_not_wait_for_a_target_that_has_ended() {
     let mut pair = Pair::start(&Setup {
         args: "bare.touch=100",
-        ..setup(Link::Unix, false)
+        ..setup(Link::Unix, true)
     });
-    pair.send(&json!({"mode": "PostCopy"}));
-    pair.wait(Side::Source, &[MigrationPhase::PostCopy], LIMIT);
+    proxy(&pair).inject(Fault {
+        connection: 0,
+        way: Way::There,
+        at: 8 << 20,
+        harm: Harm::Stall,
+    });
+    pair.send(&json!({"mode": "PostCopy", "compression": "None"}));
+    sprung(&pair);
     pair.api(Side::Target).vm.signal(libc::SIGKILL);
     pair.end_of(Side::Target);
-    eventually("it is over", || pair.progress(Side::Source).phase.is_over());
-    let status = pair.progress(Side::Source);
-    assert_eq!(status.phase, MigrationPhase::Lost);
+    proxy(&pair).go_on();
+    let status = pair.wait(Side::Source, &[MigrationPhase::Lost], LIMIT);
     assert!(status.error.unwrap().contains("has ended"));
     assert_eq!(pair.end_of(Side::Source), 1);
 }
@@ -133,9 +142,7 @@ fn people_may_give_up_a_target_that_is_lost() {
     may_not_run(&pair, Side::Source, "runs at the target");
     pair.assert_runs_nowhere(Duration::from_millis(100));
     pair.patch(Side::Source, &json!({"decision": "Abandon"}));
-    eventually("it is over", || pair.progress(Side::Source).phase.is_over());
-    let status = pair.progress(Side::Source);
-    assert_eq!(status.phase, MigrationPhase::Lost);
+    let status = pair.wait(Side::Source, &[MigrationPhase::Lost], LIMIT);
     assert!(
         status.error.as_ref().unwrap().contains("given up"),
         "{status:?}"

@@ -31,7 +31,7 @@ fn setup() -> Setup<'static> {
 }
 
 /// A machine that runs at the target, whose memory has come in part, and whose line is cut for good.
-fn interrupted() -> Pair {
+pub(crate) fn interrupted() -> Pair {
     let mut pair = Pair::start(&setup());
     pair.assert_runs_on(Side::Source);
     proxy(&pair).inject(Fault {
@@ -121,11 +121,9 @@ fn memory_goes_on_at_the_second_address_that_people_try() {
 fn memory_goes_on_where_it_was_when_no_address_is_said() {
     let mut pair = interrupted();
     let there = pair.destination();
+    // In vain for now; it goes on trying.
+    ctl(&pair, Side::Source, &["--resume"]).assert_clean();
     proxy(&pair).mend();
-    // It may have found it already by then.
-    let end = ctl(&pair, Side::Source, &["--resume"]);
-    let found = end.stderr.contains("There is nothing to resume");
-    assert!(end.status == 0 || found, "{end:?}");
     let status = has_come(&mut pair);
     assert_eq!((status.error, status.peer), (None, Some(there)));
 }

@@ -260,7 +260,10 @@ fn linux_does_not_notice_ten_generations() {
         eventually("the second CPU goes on", || {
             machine.status().number("busy") > after.number("busy")
         });
-        let lost = after.behind.saturating_sub(before.behind);
+        // An answer that was long on its way makes it more than it is.
+        let more = (0..4).map(|_| machine.status().behind);
+        let behind = more.fold(after.behind, Duration::min);
+        let lost = behind.saturating_sub(before.behind);
         let is_kept = if realtime {
             lost < Duration::from_secs(1)
         } else {

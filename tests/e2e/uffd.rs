@@ -225,7 +225,7 @@ fn saved_with_balloon() -> Saved {
     let balloon = json!({
         "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1,
     });
-    let args = "bare.do=balloon-check bare.ms=600000 bare.hold_ms=1000 bare.end=spin";
+    let args = "bare.do=balloon-check bare.ms=600000 bare.hold=1 bare.end=spin";
     api.start_bare(args, &[("/balloon", balloon)]);
     eventually("the guest has a driver", || {
         let statistics = api.send("GET", "/balloon/statistics", "");
@@ -248,18 +248,20 @@ fn memory_that_the_balloon_gives_back_is_told_to_the_handler() {
     for dies in [false, true] {
         let handler = Handler::start(&base.snapshot.memory, "serve");
         let extra = json!({"mem_backend": handler.backend()});
-        let live = Live::restored(&base.snapshot, &extra);
+        let mut live = Live::restored(&base.snapshot, &extra);
         live.api.done("PATCH", "/balloon", &amount);
         live.api.vm.wait_for("bare: balloon filled mib=16", SOON);
         if dies {
-            // The guest waits a second before it gives anything back, which nobody hears then.
+            // Nobody hears then what the guest gives back.
             handler.kill();
-            std::thread::sleep(Duration::from_secs(2));
+            live.api.vm.send(b"x");
+            std::thread::sleep(Duration::from_secs(1));
             live.api.assert_alive("Running");
             live.api.vm.signal(libc::SIGTERM);
             assert_eq!(live.api.vm.wait(AT_ONCE).status, 143);
             continue;
         }
+        live.api.vm.send(b"xx");
         let line = "bare: balloon inflate kept=0 zero=256 again=256";
         live.api.vm.wait_for(line, SOON);
         handler.program.wait_for("removed", SOON);

@@ -172,7 +172,7 @@ impl ApiVm {
         command
     }
 
-    /// Checks that the machine is in `state` and answers fast.
+    /// Checks that the machine is in `state` and answers, as one that waits for something does not.
     ///
     /// # Panics
     ///
@@ -182,7 +182,7 @@ impl ApiVm {
         let begun = Instant::now();
         assert_eq!(self.get("/").get("state"), Some(&Value::from(state)));
         let took = begun.elapsed();
-        assert!(took < Duration::from_secs(1), "GET / took {took:?}");
+        assert!(took < Duration::from_secs(10), "GET / took {took:?}");
     }
 }
 

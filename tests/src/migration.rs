@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::mem;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -172,7 +172,7 @@ impl Pair {
         let folder = source.api.folder().to_owned();
         let host = 1;
         let listen = address(setup.link, &folder, host);
-        let target = receive(setup, lan.as_ref(), host, &listen, far);
+        let (target, listen) = receive(setup, lan.as_ref(), host, &listen, far);
         let proxy = setup.proxied.then(|| Proxy::new(listen.clone(), &folder));
         Self {
             source,
@@ -358,8 +358,9 @@ impl Pair {
     pub fn again(&mut self, setup: &Setup<'_>) {
         self.host = 1 - self.host;
         let folder = self.target.api.folder().to_owned();
-        self.listen = address(setup.link, &folder, self.host);
-        let target = receive(setup, self.lan.as_ref(), self.host, &self.listen, None);
+        let listen = address(setup.link, &folder, self.host);
+        let (target, listen) = receive(setup, self.lan.as_ref(), self.host, &listen, None);
+        self.listen = listen;
         let source = mem::replace(&mut self.target, Live { api: target });
         self.source = source;
         let proxied = setup.proxied;
@@ -384,7 +385,7 @@ impl Pair {
             // One that was killed leaves its socket behind.
             let _ = fs::remove_file(path);
         }
-        let target = receive(setup, self.lan.as_ref(), self.host, &self.listen, None);
+        let (target, _) = receive(setup, self.lan.as_ref(), self.host, &self.listen, None);
         self.target = Live { api: target };
     }
 
@@ -456,7 +457,8 @@ fn grown(before: [Duration; 2], now: [Duration; 2]) -> [Duration; 2] {
     ]
 }
 
-/// Starts a process that waits for a machine, on host `number` if there are two.
+/// Starts a process that waits for a machine, on host `number` if there are two; and where it
+/// listens, if that was left to the host.
 #[track_caller]
 fn receive(
     setup: &Setup<'_>,
@@ -464,7 +466,7 @@ fn receive(
     number: usize,
     listen: &Address,
     socket: Option<UnixStream>,
-) -> ApiVm {
+) -> (ApiVm, Address) {
     let mut program = setup.target.as_ref().map_or_else(brume, Command::new);
     let body = with(json!({"listen": listen.to_string()}), &setup.receive);
     let on_host = |command| on_host(lan, number, passed(command, socket));
@@ -480,26 +482,33 @@ fn receive(
     eventually("the target listens", || {
         target.get("/migration").get("phase") == Some(&json!("Listening"))
     });
-    target
+    let listen = match listen {
+        Address::Tcp(_) => tcp_address(&target),
+        other => other.clone(),
+    };
+    (target, listen)
+}
+
+/// Where a target listens that has not met anybody yet.
+#[track_caller]
+fn tcp_address(target: &ApiVm) -> Address {
+    let status = target.get("/migration");
+    let peer = status.get("peer").and_then(Value::as_str);
+    let address = peer.and_then(|peer| peer.strip_prefix("tcp:")?.parse().ok());
+    Address::Tcp(address.expect("an address"))
 }
 
 /// Where the target on host `number` listens; `folder` is for a socket.
 fn address(link: Link, folder: &Path, number: usize) -> Address {
     match link {
         Link::Unix => Address::Unix(folder.join("migration.sock")),
-        Link::Tcp => Address::Tcp(free_port()),
+        Link::Tcp => Address::Tcp(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)),
         Link::TwoHosts => {
             let address = Lan::address(number).parse().expect("an address");
             Address::Tcp(SocketAddr::new(address, PORT))
         }
         Link::Passed => Address::Passed(PASSED),
     }
-}
-
-/// A port that nobody has.
-fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its number")
 }
 
 /// `command` with a socket of its own, if there is one.

@@ -29,7 +29,7 @@ const LATE: Duration = Duration::from_secs(10);
 /// How long after the answer to a ping one to an earlier ping may come: a guest answers in turn.
 const BEHIND: Duration = Duration::from_millis(500);
 /// How long announcements may take to be enough.
-const SETTLED: Duration = Duration::from_secs(2);
+const SETTLED: Duration = Duration::from_secs(30);
 /// Ethernet header, IPv4 header, echo request with 8 bytes.
 const LENGTH: usize = 14 + 20 + 16;
 
@@ -231,35 +231,56 @@ fn echo_reply(from: Ipv4Addr, frame: &[u8]) -> Option<u16> {
     (is_from && is_reply && ours).then(|| u16::from_be_bytes(*number))
 }
 
-/// Checks that of a train with `interval` no more pings were lost than stood still for, and one;
-/// how many were.
-///
-/// # Panics
-///
-/// It was more.
-#[track_caller]
-pub fn assert_answered(pings: &[Ping], interval: Duration, downtime: Duration) -> usize {
-    let (lost, allowed) = lost(pings, interval, downtime);
-    let begun = pings.first().map(|ping| ping.sent);
-    let when: Vec<_> = lost
-        .iter()
-        .filter_map(|ping| Some(ping.sent - begun?))
-        .collect();
-    assert!(
-        lost.len() <= allowed,
-        "{downtime:?} stood still; of {} pings each {interval:?} these were lost: {when:?}",
-        pings.len()
-    );
-    lost.len()
+/// Trains of pings of which no more should be lost than were sent while the machine stood still, and
+/// one. Others may have the host's processors for a moment: of three trains one may lose more than it
+/// should, and no more than in another second.
+#[derive(Debug, Default)]
+pub struct Losses {
+    trains: usize,
+    late: usize,
 }
 
-/// Which pings of a train with `interval` were lost, and how many may be: one more than stood still
-/// for.
-pub fn lost(pings: &[Ping], interval: Duration, downtime: Duration) -> (Vec<Ping>, usize) {
-    let lost = pings.iter().filter(|ping| ping.answered.is_none());
-    let still = downtime.as_micros().div_ceil(interval.as_micros());
-    let allowed = usize::try_from(still).map_or(usize::MAX, |still| still + 1);
-    (lost.copied().collect(), allowed)
+/// How long a machine may be silent for want of a processor.
+const NO_PROCESSOR: Duration = Duration::from_secs(1);
+
+impl Losses {
+    /// Notes a train with `interval`, during which the machine stood still for `downtime`.
+    ///
+    /// # Panics
+    ///
+    /// Far more than may be were lost.
+    #[track_caller]
+    pub fn note(&mut self, pings: &[Ping], interval: Duration, downtime: Duration) {
+        let lost: Vec<_> = pings
+            .iter()
+            .filter(|ping| ping.answered.is_none())
+            .collect();
+        let in_time = |time: Duration| time.as_micros().div_ceil(interval.as_micros()) + 1;
+        let (allowed, most) = (in_time(downtime), in_time(downtime + NO_PROCESSOR));
+        self.trains += 1;
+        self.late += usize::from(lost.len() as u128 > allowed);
+        let begun = pings.first().map(|ping| ping.sent);
+        let when: Vec<_> = lost
+            .iter()
+            .filter_map(|ping| Some(ping.sent - begun?))
+            .collect();
+        assert!(
+            lost.len() as u128 <= most,
+            "{downtime:?} stood still; of {} pings each {interval:?} these were lost: {when:?}",
+            pings.len()
+        );
+    }
+
+    /// Checks that it was few trains that lost more than they should.
+    ///
+    /// # Panics
+    ///
+    /// It was not.
+    #[track_caller]
+    pub fn assert_few(&self) {
+        let Self { trains, late } = self;
+        assert!(*late <= trains / 3, "{late} of {trains} have lost too much");
+    }
 }
 
 /// What a machine says of where it is.

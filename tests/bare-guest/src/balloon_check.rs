@@ -2,7 +2,7 @@
 //! `balloon-check`: memory goes to the host by each way that a balloon has, and comes back.
 
 use crate::blk::buffer;
-use crate::console::say;
+use crate::console::{self, say};
 use crate::mmio::{self, EVENT_IDX, INDIRECT_DESC, Mmio};
 use crate::ring::Ring;
 use crate::{clock, params, pattern};
@@ -58,7 +58,8 @@ impl Way {
 
     /// Waits until the device is through with `token`; whether that was in time.
     fn done(&mut self, token: u16) -> bool {
-        clock::wait(10_000, || self.ring.peek() == Some(token)) && self.ring.pop(token, 1).is_ok()
+        clock::wait(clock::LONG_MS, || self.ring.peek() == Some(token))
+            && self.ring.pop(token, 1).is_ok()
     }
 
     fn send<'a>(&mut self, transport: &mut Mmio, input: &[&'a [u8]], output: &mut [&'a mut [u8]]) {
@@ -152,11 +153,11 @@ pub fn run() {
         memory.len() / MIB,
         balloon.features
     );
-    clock::wait(params::number("bare.hold_ms", 0), || false);
+    hold();
     inflate.send_pages(&mut balloon.transport, memory, numbers);
     balloon.set_actual(pages);
     say!("balloon inflated pages={pages}");
-    clock::wait(params::number("bare.hold_ms", 0), || false);
+    hold();
     let (kept, zero) = look(memory);
     deflate.send_pages(&mut balloon.transport, memory, numbers);
     balloon.set_actual(0);
@@ -174,6 +175,13 @@ pub fn run() {
     }
     // Dropping it would reset the device, which then forgets what the host may want to see.
     core::mem::forget(balloon);
+}
+
+/// Waits for a byte from the console, if it is to.
+fn hold() {
+    while params::number("bare.hold", 0) != 0 && console::read_byte().is_none() {
+        core::hint::spin_loop();
+    }
 }
 
 /// Sends statistics; the device keeps the buffer.

@@ -141,7 +141,7 @@ impl Blk {
         let token = unsafe { self.ring.add(&inputs[..ins], &mut outputs[..=rooms]) };
         let token = token.expect("the queue is full");
         self.ring.kick(&mut self.transport);
-        if !clock::wait(10_000, || self.ring.peek() == Some(token)) {
+        if !clock::wait(clock::LONG_MS, || self.ring.peek() == Some(token)) {
             return (status::TIMEOUT, 0);
         }
         let len = self.ring.pop(token, ins + rooms + 1).unwrap_or(0);

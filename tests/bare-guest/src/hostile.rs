@@ -127,7 +127,7 @@ impl Case {
     /// Resets, and negotiates the case's features.
     pub fn begin(&self) {
         self.set(reg::STATUS, 0);
-        clock::wait(1000, || self.get(reg::STATUS) == 0);
+        clock::wait(clock::LONG_MS, || self.get(reg::STATUS) == 0);
         self.set_status(state::FOUND);
         for word in [0, 1] {
             self.set(reg::DEVICE_FEATURES_SEL, word);
@@ -355,7 +355,7 @@ fn run_case(target: &Target, name: &str, attack: fn(&mut Case)) -> (bool, bool) 
     clock::wait(5, || case.get(reg::STATUS) & state::NEEDS_RESET != 0);
     let (status, used) = (case.get(reg::STATUS), case.used());
     case.set(reg::STATUS, 0);
-    let reset = clock::wait(1000, || case.get(reg::STATUS) == 0);
+    let reset = clock::wait(clock::LONG_MS, || case.get(reg::STATUS) == 0);
     let alive = reset && Mmio::new(target.base).is_some() && (target.alive)(target.base);
     let ok = case.ok;
     say!(

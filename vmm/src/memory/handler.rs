@@ -27,7 +27,7 @@ use crate::page_set::{PageSet, Region};
 
 /// How long a handler may leave a fault that somebody but the guest waits for.
 const ANSWER_LIMIT: Duration = if cfg!(test) {
-    Duration::from_millis(500)
+    Duration::from_secs(3)
 } else {
     Duration::from_secs(10)
 };

@@ -105,9 +105,9 @@ fn the_statistics_buffer_is_held_until_new_ones_are_wanted() {
     });
     assert_eq!(rig.drivers[2].take_used(), None);
 
+    let asked = Instant::now();
     rig.control.set_statistics_interval_s(1).unwrap();
     assert_eq!(rig.used(2).head, head);
-    let asked = Instant::now();
     let head = rig.send(2, &statistics(&[(4, 900)]));
     assert_eq!(rig.used(2).head, head, "by the timer");
     assert!(asked.elapsed() >= Duration::from_millis(500));

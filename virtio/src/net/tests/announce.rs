@@ -50,7 +50,18 @@ fn send(machine: &mut Machine, wire: &mut UnixStream, frame: &[u8]) {
     machine.put(TX, frame);
     machine.drivers[1].add(&[readable(TX, frame.len() as u32)]);
     machine.drivers[1].kick();
-    assert_eq!(read(wire), frame);
+    assert_eq!(read_sent(wire), frame);
+}
+
+/// The next frame of the guest's own.
+fn read_sent(wire: &mut UnixStream) -> Vec<u8> {
+    loop {
+        let frame = read(wire);
+        // Announcements go on meanwhile.
+        if frame[HEADER + 12..HEADER + 14] != [0x80, 0x35] {
+            return frame;
+        }
+    }
 }
 
 fn read(wire: &mut UnixStream) -> Vec<u8> {
@@ -103,8 +114,8 @@ fn the_latest_four_addresses_are_announced_five_times_at_growing_distances() {
             &arp(MAC, operation, MAC, [10, 0, 0, last]),
         );
     }
-    control.announce();
     let start = Instant::now();
+    control.announce();
     for earliest in [0, 50, 200, 450, 800] {
         let addresses = round(&mut wire, MAC, 4);
         let elapsed = start.elapsed();
@@ -144,8 +155,10 @@ fn what_is_not_said_in_the_guests_own_name_is_not_learnt() {
         send(&mut machine, &mut wire, &frame);
     }
     control.announce();
-    assert_eq!(round(&mut wire, MAC, 1), [[10, 0, 0, 7]]);
-    assert!(is_silent(&mut wire));
+    // The next round begins where the first ends.
+    for _ in 0..2 {
+        assert_eq!(round(&mut wire, MAC, 1), [[10, 0, 0, 7]]);
+    }
 }
 
 #[test]
@@ -387,7 +400,7 @@ fn a_device_of_an_older_state_goes_on_with_two_queues() {
     old.put(TX, &arp(MAC, 1, MAC, [10, 0, 0, 7]));
     old.drivers[1].add(&[readable(TX, 54)]);
     new.core().notify(1);
-    assert_eq!(read(&mut wire).len(), 54);
+    assert_eq!(read_sent(&mut wire).len(), 54);
     let running = new.core().pause();
     let again = new.save(&running);
     assert_eq!((again.queues.len(), again.running.len()), (2, 2));

@@ -166,8 +166,6 @@ fn time_alone_wakes_the_worker() {
     rig.tx.kick();
     let first = next(&mut rig, 0);
     // Nothing is said by anybody, until the service says it again.
-    std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(rig.rx.take_used(), None);
     let again = next(&mut rig, 1);
     assert_eq!(
         (flags(&again), sequence(&again)),
