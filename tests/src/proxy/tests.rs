@@ -78,14 +78,14 @@ fn what_was_stalled_comes_whole_when_it_goes_on() {
         harm: Harm::Stall,
     });
     stream.write_all(&[1, 2, 3, 4]).unwrap();
-    let mut back = [0; 4];
-    stream.read_exact(&mut back[..2]).unwrap();
     let little = std::time::Duration::from_millis(100);
     stream.set_read_timeout(Some(little)).unwrap();
-    assert!(stream.read(&mut back[2..]).is_err());
+    let mut back = [0; 4];
+    let come = stream.read(&mut back).unwrap_or(0);
+    assert!(come <= 2, "{back:?}");
     proxy.go_on();
     stream.set_read_timeout(Some(SOON)).unwrap();
-    stream.read_exact(&mut back[2..]).unwrap();
+    stream.read_exact(&mut back[come..]).unwrap();
     assert_eq!(back, [1, 2, 3, 4]);
 }
 
