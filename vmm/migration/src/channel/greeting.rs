@@ -100,6 +100,8 @@ impl Channel {
             reasons: reasons.clone(),
         };
         let refused = self.in_time(|channel| channel.send(&refusal));
+        // Nothing was agreed on: how this connection ends means nothing.
+        self.is_behind = false;
         refused.map_or_else(|error| error, |_| ChannelError::Refused(reasons))
     }
 }

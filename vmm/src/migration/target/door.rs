@@ -29,6 +29,8 @@ const MOST: usize = 16;
 /// How long a source waits for the end of another's move before it is sent away: one that has just
 /// failed may be tried again at once.
 const OTHER_LIMIT: Duration = Duration::from_secs(1);
+/// The most who wait for that at once. Closing its connection wakes nobody of them.
+const MOST_OTHERS: usize = 4;
 
 /// Where connections arrive. When it is dropped nobody is let in any more.
 pub(crate) struct Door {
@@ -48,6 +50,8 @@ struct Hall {
 struct State {
     met: VecDeque<Met>,
     moves: Moves,
+    /// How many wait for the end of another's move.
+    others: usize,
     /// Why nobody comes any more.
     closed: Option<String>,
 }
@@ -98,7 +102,11 @@ impl Door {
         // It may have changed while this one was waiting.
         let errand = state.moves.errand(&met.hello);
         drop(state);
-        met.answer(errand)
+        if errand == Errand::Move {
+            return Some(met);
+        }
+        met.turn_away(errand);
+        None
     }
 
     /// Why nobody comes any more.
@@ -108,7 +116,13 @@ impl Door {
 
     /// A move is going on: from now on no other begins.
     pub(super) fn begin(&self, session: &Session) {
-        self.hall.lock().moves.begin(session);
+        let mut state = self.hall.lock();
+        state.moves.begin(session);
+        let met: Vec<_> = state.met.drain(..).collect();
+        drop(state);
+        // Those who came at the same time have to wait, or go.
+        met.into_iter()
+            .for_each(|met| self.hall.place(self.hall.lock(), met));
     }
 
     /// The move that was going on came to nothing.
@@ -130,19 +144,28 @@ impl Drop for Door {
 
 impl Hall {
     fn add(&self, met: Met) {
-        let is_other = |state: &mut State| {
-            state.closed.is_none() && state.moves.errand(&met.hello) == Errand::OtherMove
-        };
-        let waited = self
-            .changed
-            .wait_timeout_while(self.lock(), OTHER_LIMIT, is_other);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let errand = state.moves.errand(&met.hello);
-        drop(state);
-        let Some(met) = met.answer(errand) else {
-            return;
-        };
         let mut state = self.lock();
+        if state.others < MOST_OTHERS {
+            state.others += 1;
+            let is_other = |state: &mut State| {
+                state.closed.is_none() && state.moves.errand(&met.hello) == Errand::OtherMove
+            };
+            let waited = self
+                .changed
+                .wait_timeout_while(state, OTHER_LIMIT, is_other);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            state.others -= 1;
+        }
+        self.place(state, met);
+    }
+
+    /// Has somebody wait for [`Door::next`], or tells it why not.
+    fn place(&self, mut state: MutexGuard<'_, State>, met: Met) {
+        let errand = state.moves.errand(&met.hello);
+        if errand != Errand::Move {
+            drop(state);
+            return met.turn_away(errand);
+        }
         if state.met.len() >= MOST {
             state.met.pop_front();
         }
@@ -297,6 +320,20 @@ mod tests {
         door.drop_move();
         let met = door.next(LIMIT).unwrap();
         assert_eq!(met.hello.session, second);
+    }
+
+    #[test]
+    fn of_sources_that_come_at_once_all_but_one_are_sent_away() {
+        let (_folder, address, door) = door();
+        let all: Vec<_> = (0..MOST).map(|_| source(&address)).collect();
+        while door.hall.lock().met.len() < MOST {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let mut met = door.next(LIMIT).unwrap();
+        door.begin(&met.hello.session);
+        met.channel.welcome(&met.hello).unwrap();
+        let heard = all.into_iter().map(|(_, source)| source.join().unwrap());
+        assert_eq!(heard.filter(Result::is_ok).count(), 1);
     }
 
     #[test]

@@ -85,11 +85,10 @@ impl Moves {
 }
 
 impl Met {
-    /// Tells who has not come for a move that can go on; whoever has is given back.
-    pub(super) fn answer(mut self, errand: Errand) -> Option<Self> {
+    /// Tells who has not come for a move that can go on.
+    pub(super) fn turn_away(mut self, errand: Errand) {
         match errand {
-            Errand::Move => return Some(self),
-            Errand::OtherMove => send_away(&mut self.channel),
+            Errand::Move | Errand::OtherMove => send_away(&mut self.channel),
             Errand::Dropped => self.tell_dropped(),
             Errand::Unknown => {
                 let why =
@@ -97,7 +96,6 @@ impl Met {
                 self.channel.refuse(vec![why.into()]);
             }
         }
-        None
     }
 
     fn tell_dropped(&mut self) {
