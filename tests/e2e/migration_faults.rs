@@ -393,6 +393,20 @@ fn a_target_that_is_killed_leaves_the_machine_where_it_was() {
 }
 
 #[test]
+fn a_target_that_is_stopped_gives_back_a_machine_that_it_does_not_run_yet() {
+    // It says so: over TCP the end of the connection says nothing.
+    let mut pair = trapped(Link::Tcp, (Way::There, Place::Before, "Commit"), Harm::Hold);
+    sprung(&pair);
+    pair.api(Side::Target).vm.signal(libc::SIGTERM);
+    let error = kept(&pair, MigrationPhase::Failed);
+    assert!(error.contains("process is about to end"), "{error}");
+    pair.end_of(Side::Target);
+    proxy(&pair).go_on();
+    pair.replace_target(&setup(Link::Tcp));
+    assert_stays_and_can_move(&mut pair);
+}
+
+#[test]
 fn a_target_waits_for_another_machine_after_the_source_was_killed() {
     for (way, place, message) in [
         (Way::Back, Place::Before, "Welcome"),

@@ -59,6 +59,8 @@ pub enum Harm {
     HangUp,
     /// From the byte on nothing goes any way on any connection until [`Proxy::go_on`].
     Stall,
+    /// From the byte on nothing goes this way on this connection until [`Proxy::go_on`].
+    Hold,
     /// A bit of the byte is flipped. In a frame that is the last byte, wherever it is said to happen.
     Flip,
 }
@@ -112,6 +114,8 @@ struct State {
     over: bool,
     refuses: bool,
     stalled: bool,
+    /// Whether ways that have met [`Harm::Hold`] carry nothing.
+    held: bool,
     faults: Vec<Fault>,
     traps: Vec<Trap>,
     connections: Vec<Connection>,
@@ -204,7 +208,9 @@ impl Proxy {
 
     /// Carries bytes again.
     pub fn go_on(&self) {
-        self.shared.lock().stalled = false;
+        let mut state = self.shared.lock();
+        (state.stalled, state.held) = (false, false);
+        drop(state);
         self.shared.changed.notify_all();
     }
 
@@ -270,12 +276,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while nothing is to be carried; whether it goes on at all.
-    fn wait(&self) -> bool {
+    /// Waits while nothing is to be carried, or `held`; whether it goes on at all.
+    fn wait(&self, held: bool) -> bool {
         let state = self.lock();
-        let waited = self
-            .changed
-            .wait_while(state, |state| state.stalled && !state.over);
+        let waited = self.changed.wait_while(state, |state| {
+            (state.stalled || held && state.held) && !state.over
+        });
         !waited.unwrap_or_else(PoisonError::into_inner).over
     }
 }
@@ -360,7 +366,7 @@ fn pump(
             // Not a whole header yet.
             continue;
         }
-        if !shared.wait() {
+        if !shared.wait(false) {
             return Ok(End::Cut);
         }
         shared.spring(&named, number, way);
@@ -377,7 +383,7 @@ fn pump(
                 match end {
                     Harm::Cut => return Ok(End::Cut),
                     Harm::HangUp => return Ok(End::HungUp),
-                    _ if !shared.wait() => return Ok(End::Cut),
+                    _ if !shared.wait(end == Harm::Hold) => return Ok(End::Cut),
                     _ => to.write_all(after)?,
                 }
             }
@@ -453,6 +459,7 @@ impl Shared {
             false
         });
         state.stalled |= end.is_some_and(|(_, harm)| harm == Harm::Stall);
+        state.held |= end.is_some_and(|(_, harm)| harm == Harm::Hold);
         end
     }
 }

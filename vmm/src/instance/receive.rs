@@ -27,7 +27,9 @@ impl Instance {
                 "A machine is received by a process in which none was described yet.",
             ));
         }
-        if self.incoming.is_some() {
+        // It is told only after that how the last wait ended.
+        let is_told = self.telemetry.migration.peek().phase.is_over();
+        if self.incoming.is_some() || !is_told {
             return Err(Fault::new("A machine is awaited already."));
         }
         let address: Address = request
@@ -165,11 +167,10 @@ impl Instance {
     /// Waits for nobody any more, so that nothing is left behind.
     pub(super) fn end_reception(&mut self) {
         if let Some(incoming) = self.incoming.take() {
-            incoming.control.cancel();
+            incoming.control.end();
         }
         if let Some(thread) = self.reception.take() {
-            // It looks for that now and then, unless it has a machine half in hand, which goes with
-            // the process.
+            // It looks for that now and then.
             let end = Instant::now() + LAST_LOOK;
             while !thread.is_finished() && Instant::now() < end {
                 thread::sleep(Duration::from_millis(5));

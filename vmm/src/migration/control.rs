@@ -31,6 +31,8 @@ struct Inner {
     /// The most bytes per second.
     rate: RateLimit,
     cancelled: AtomicBool,
+    /// Whether the process is about to end.
+    ends: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -94,6 +96,7 @@ impl Control {
             begun,
             rate: RateLimit::new(bandwidth),
             cancelled: AtomicBool::new(false),
+            ends: AtomicBool::new(false),
             state: Mutex::new(State {
                 limits,
                 connections: Connections::Open(Vec::new()),
@@ -148,6 +151,17 @@ impl Control {
             closers.iter().for_each(Closer::close);
         }
         self.0.changed.notify_all();
+    }
+
+    /// The process is about to end: what was received goes with it, at whatever point it is.
+    pub(crate) fn end(&self) {
+        self.0.ends.store(true, Ordering::Release);
+        self.cancel();
+    }
+
+    /// Whether the process is about to end.
+    pub(super) fn ends(&self) -> bool {
+        self.0.ends.load(Ordering::Acquire)
     }
 
     /// Whether it was called off.

@@ -103,15 +103,29 @@ impl Arrival<'_> {
                 TargetState::InDoubt => self.seek(),
                 TargetState::Loaded | TargetState::Asked => {
                     let event = self.hear();
+                    let event = self.unless_it_ends(event);
                     self.step(event);
                 }
             }
         }
     }
 
+    /// `event`, unless the machine goes with the process: then the source is told that it cannot run
+    /// here.
+    fn unless_it_ends(&mut self, event: TargetEvent) -> TargetEvent {
+        if !self.reception.control.ends() {
+            return event;
+        }
+        self.trouble = Some("the target's process is about to end".into());
+        TargetEvent::LoadFailed
+    }
+
     fn hear(&mut self) -> TargetEvent {
         if self.come_again() {
             return TargetEvent::Returned;
+        }
+        if self.reception.control.ends() {
+            return TargetEvent::LoadFailed;
         }
         let ends_with_source = self.ends_with_source();
         let Some(channel) = &mut self.channel else {
@@ -253,6 +267,10 @@ impl Arrival<'_> {
 
     /// Waits for the source to come back, or for somebody who decides.
     fn seek(&mut self) {
+        if self.reception.control.ends() {
+            let event = self.unless_it_ends(TargetEvent::LinkLost);
+            return self.step(event);
+        }
         if let Some(decision) = self.reception.control.decision(Duration::ZERO) {
             if decision == Decision::Abandon {
                 self.trouble = Some("it was given up".into());
@@ -268,18 +286,18 @@ impl Arrival<'_> {
     /// Waits for a word on the connection. Whether the source has come on another one instead,
     /// because this one has been silent for so long: it may still be there, and carry nothing.
     fn come_again(&mut self) -> bool {
-        let end = Instant::now() + STALL_LIMIT;
-        let mut patience = SILENCE;
-        while Instant::now() < end {
+        let begun = Instant::now();
+        while begun.elapsed() < STALL_LIMIT {
             let Some(channel) = &mut self.channel else {
                 return false;
             };
             // An error is told by whoever reads.
-            if channel.wait(patience).unwrap_or(true) {
+            if channel.wait(LOOK).unwrap_or(true) || self.reception.control.ends() {
                 return false;
             }
-            patience = LOOK;
-            if let Some(channel) = self.returning() {
+            if begun.elapsed() >= SILENCE
+                && let Some(channel) = self.returning()
+            {
                 self.channel = Some(channel);
                 return true;
             }
