@@ -141,8 +141,9 @@ struct Watchers {
 pub struct EventHub(Arc<Shared>);
 
 impl EventHub {
-    /// Tells all who watch. Nobody is waited for: who reads too slowly is cut off.
-    pub fn publish(&self, event: MachineEvent) {
+    /// Tells all who watch; whether anybody does. Nobody is waited for: who reads too slowly is cut
+    /// off.
+    pub fn publish(&self, event: MachineEvent) -> bool {
         let mut watchers = self.lock();
         if !watchers.all.is_empty() {
             let text = self.format(&event);
@@ -153,6 +154,7 @@ impl EventHub {
         if matches!(event, MachineEvent::State { .. }) {
             watchers.state = Some(event);
         }
+        !watchers.all.is_empty()
     }
 
     /// Nothing more is told: the streams end after what was told so far.

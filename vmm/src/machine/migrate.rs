@@ -96,6 +96,9 @@ impl Machine {
     }
 
     fn begin_move(&mut self, request: SendMigration) -> Result<(), Fault> {
+        if self.state == VmState::Stopped {
+            return Err(Fault::new("The machine is not here any more."));
+        }
         // It is told only after that how the last move ended.
         let is_told = self.telemetry.migration.peek().phase.is_over();
         if self.moving.is_some() || !is_told && !self.is_followed() {

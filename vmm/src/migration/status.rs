@@ -138,7 +138,8 @@ impl Progress {
             downtime_us: state.status.downtime.as_ref().map(|time| time.total_us),
             error: state.status.error.clone(),
         };
-        state.events.publish(event);
+        let is_seen = state.events.publish(event);
+        state.end_was_seen |= is_seen && phase.is_over();
     }
 
     /// It went wrong, or was called off.

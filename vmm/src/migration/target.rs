@@ -59,25 +59,29 @@ impl Reception {
         thread::Builder::new()
             .name("migration".into())
             .spawn(move || {
-                let sender = self.sender.clone();
-                self.run();
+                let (sender, progress) = (self.sender.clone(), self.progress.clone());
+                let end = self.run();
                 sender.send(Event::Incoming(IncomingEvent::Ended));
+                // After that, so that whoever has heard of it finds a process that can wait again.
+                if let Err((phase, why)) = end {
+                    progress.fail(phase, why);
+                }
             })
     }
 
-    fn run(self) {
+    /// Waits until a machine has arrived; how the wait ended otherwise.
+    fn run(self) -> Result<(), (MigrationPhase, String)> {
         while !self.control.is_cancelled() {
             if let Some(met) = self.door.next(LOOK) {
                 if self.receive(met) {
-                    return;
+                    return Ok(());
                 }
                 self.control.forget_connections();
             } else if let Some(why) = self.door.closed() {
-                return self.progress.fail(MigrationPhase::Failed, why);
+                return Err((MigrationPhase::Failed, why));
             }
         }
-        self.progress
-            .fail(MigrationPhase::Cancelled, "it was called off".into());
+        Err((MigrationPhase::Cancelled, "it was called off".into()))
     }
 
     /// Receives a machine; whether it has arrived.
