@@ -254,9 +254,14 @@ async fn connection(stream: UnixStream, shared: Rc<Shared>, mut ends: watch::Rec
     );
     let result = match unless(&mut ends, served.as_mut()).await {
         Some(result) => result,
-        // A client that has asked nothing is owed nothing.
-        None if !has_asked.get() => return,
         None => {
+            // What a client has sent before it was let in is read by the second look.
+            tokio::task::yield_now().await;
+            let look = poll_fn(|context| Poll::Ready(served.as_mut().poll(context))).await;
+            // A client that has asked nothing is owed nothing.
+            if look.is_ready() || !has_asked.get() {
+                return;
+            }
             served.as_mut().graceful_shutdown();
             served.await
         }

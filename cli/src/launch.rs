@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -93,15 +94,18 @@ impl Launch {
             return self.run(description, origin);
         };
         let server = Server::bind(path, DEFAULT_BODY_LIMIT)?;
+        let ours = inode_of(path);
         let status = self.serve(Remote {
             description,
             at_once: Some(origin),
             server,
             log: None,
         });
-        // It is ours; a person would wonder what it is for. If it cannot be removed, that is no
-        // reason to end otherwise.
-        let _ = fs::remove_file(path);
+        // A person would wonder what it is for. If it cannot be removed, that is no reason to end
+        // otherwise; and it may have gone, and be another's.
+        if ours.is_some() && inode_of(path) == ours {
+            let _ = fs::remove_file(path);
+        }
         status
     }
 
@@ -234,6 +238,12 @@ fn make(
         Outcome::Stopped(reason) => Ok(Made::Stopped(reason)),
         Outcome::LoadFailed(error) => Err(error.into()),
     }
+}
+
+/// What the file at `path` is known by.
+fn inode_of(path: &Path) -> Option<(u64, u64)> {
+    let found = path.symlink_metadata().ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// Tells the log of an orderly end, and the process how to exit.
