@@ -251,7 +251,12 @@ impl Server {
         if self.round_bytes >= MAX_ROUND_BYTES || !engine.has_room() {
             return Ok(false);
         }
-        Ok(self.gate.pop(&shared.limiter, queue, &mut self.chain)?)
+        let taken = self.gate.pop(&shared.limiter, queue, &mut self.chain)?;
+        if taken {
+            // A driver that has heard of another disk asks for that one.
+            self.look_for_exchange()?;
+        }
+        Ok(taken)
     }
 }
 

@@ -27,6 +27,8 @@ struct Held {
     waits: usize,
     broken: bool,
     failing: bool,
+    /// Happens once, when the server is about to look at the queue.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// Holds up to four requests until it is waited for or they are released.
@@ -37,6 +39,10 @@ struct SlowEngine {
 
 impl Engine for SlowEngine {
     fn has_room(&self) -> bool {
+        let meanwhile = self.held.lock().unwrap().meanwhile.take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
         self.held.lock().unwrap().tickets.len() < 4
     }
 
@@ -307,10 +313,8 @@ fn a_write_is_noted_when_it_ends_even_if_it_fails() {
     }
 }
 
-#[test]
-fn after_a_failure_of_the_host_all_may_have_been_written() {
-    let (mut server, mut driver, held) = server_of(1000);
-    let shared = server.parts.shared.clone();
+/// Gives the server a disk of 1000 sectors.
+fn exchange(shared: &Arc<Shared>) {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1000 * 512).unwrap();
     let control = crate::block::BlockControl {
@@ -319,6 +323,26 @@ fn after_a_failure_of_the_host_all_may_have_been_written() {
         locks: false,
     };
     control.set_image(file.path()).unwrap();
+}
+
+#[test]
+fn what_is_asked_for_after_an_exchange_is_for_the_new_disk() {
+    let (mut server, mut driver, held) = server_of(100);
+    let shared = server.parts.shared.clone();
+    // The driver has heard of it, and asks, after the server has begun a round.
+    held.lock().unwrap().meanwhile = Some(Box::new(move || exchange(&shared)));
+    offer_write(&mut driver, 200);
+    server.process().unwrap();
+    held.lock().unwrap().released = 1;
+    server.process().unwrap();
+    assert_eq!(statuses(&driver, 1), [0]);
+}
+
+#[test]
+fn after_a_failure_of_the_host_all_may_have_been_written() {
+    let (mut server, mut driver, held) = server_of(1000);
+    let shared = server.parts.shared.clone();
+    exchange(&shared);
     server.process().unwrap();
     shared.log.start();
     offer_write(&mut driver, 200);
