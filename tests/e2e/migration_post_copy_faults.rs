@@ -94,6 +94,7 @@ fn a_flipped_bit_is_found_while_memory_follows() {
         proxy(&pair).trap(Way::Back, Place::Behind, "TakenOver", Harm::Stall);
         pair.send(&json!({"mode": "PostCopy"}));
         pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
+        sprung(&pair);
         proxy(&pair).trap(way, Place::Before, name, Harm::Flip);
         if name == "Need" {
             // Else everything may have come before the guest waits for anything.
@@ -134,6 +135,7 @@ fn people_may_give_up_a_target_that_is_lost() {
     proxy(&pair).trap(Way::Back, Place::Behind, "TakenOver", Harm::Stall);
     pair.send(&json!({"mode": "PostCopy"}));
     pair.wait(Side::Source, &[MigrationPhase::PostCopy], LIMIT);
+    sprung(&pair);
     pair.api(Side::Target).vm.signal(libc::SIGKILL);
     pair.end_of(Side::Target);
     proxy(&pair).cut();
@@ -201,6 +203,7 @@ fn a_target_says_when_the_source_is_lost_that_has_its_memory() {
     proxy(&pair).trap(Way::There, Place::Before, "MemorySent", Harm::Stall);
     pair.send(&json!({"mode": "PostCopy"}));
     pair.wait(Side::Target, &[MigrationPhase::PostCopy], LIMIT);
+    sprung(&pair);
     pair.api(Side::Source).vm.signal(libc::SIGKILL);
     pair.end_of(Side::Source);
     proxy(&pair).cut();
