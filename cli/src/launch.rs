@@ -222,7 +222,7 @@ fn make(
         Some(Origin::Description) => return at_once(instance.build()?, subscribers),
         Some(Origin::Snapshot(load)) => return at_once(instance.restore(&load)?, subscribers),
         Some(Origin::Receive(request)) => {
-            instance.receive(&request).map_err(Failure::Receive)?;
+            instance.receive_only(&request).map_err(Failure::Receive)?;
             let controller = Box::new(instance.controller());
             let arrival = Arrival::watch(controller, progress.clone(), &request.listen);
             subscribers.push(Box::new(arrival.map_err(Failure::Host)?));
@@ -237,6 +237,7 @@ fn make(
         Outcome::Machine(machine) => Ok(Made::Machine(machine, subscribers)),
         Outcome::Stopped(reason) => Ok(Made::Stopped(reason)),
         Outcome::LoadFailed(error) => Err(error.into()),
+        Outcome::NotReceived(why) => Err(Failure::Receive(Fault::new(why))),
     }
 }
 

@@ -225,12 +225,12 @@ fn line(status: &MigrationStatus, listen: &str) -> String {
         MigrationPhase::InDoubt => {
             format!("brume: lost {peer} at the hand-over: the guest stands still")
         }
-        MigrationPhase::None
-        | MigrationPhase::Listening
-        | MigrationPhase::Completed
-        | MigrationPhase::Cancelled
-        | MigrationPhase::Failed
-        | MigrationPhase::Lost => waiting(listen),
+        MigrationPhase::Cancelled | MigrationPhase::Failed | MigrationPhase::Lost => {
+            "brume: no machine is awaited any more: PUT /migration/receive waits again".into()
+        }
+        MigrationPhase::None | MigrationPhase::Listening | MigrationPhase::Completed => {
+            waiting(listen)
+        }
     }
 }
 

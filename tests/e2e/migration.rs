@@ -612,3 +612,25 @@ fn the_command_says_why_a_machine_has_not_moved() {
     let end = outcome(migrate(&pair, &["--status"], false), SOON);
     assert!(end.assert_clean().stdout.contains("called off"), "{end:?}");
 }
+
+#[test]
+fn a_target_that_was_given_one_connection_ends_with_it() {
+    let mut pair = Pair::start(&Setup {
+        args: "bare.touch=32",
+        link: Link::Passed,
+        command: Some(&[]),
+        ..Setup::default()
+    });
+    pair.assert_runs_on(Side::Source);
+    pair.send(&json!({"bandwidth_limit": 1_000_000, "compression": "None"}));
+    pair.wait(Side::Target, &[MigrationPhase::PreCopy], LIMIT);
+    assert_eq!(pair.cancel(Side::Source).status, 204);
+    assert_eq!(pair.end_of(Side::Target), 1);
+    let told = pair.api(Side::Target).vm.stderr();
+    assert!(
+        told.contains("no machine can be received") && told.contains("one connection"),
+        "{told}"
+    );
+    pair.wait(Side::Source, &[MigrationPhase::Cancelled], LIMIT);
+    pair.assert_runs_on(Side::Source);
+}

@@ -163,6 +163,8 @@ pub enum Outcome {
     Stopped(StopReason),
     /// A snapshot could not be loaded, which ends a process.
     LoadFailed(LoadError),
+    /// No machine can come any more to a process that is there for one; why.
+    NotReceived(String),
 }
 
 /// Where what a client has asked for has led.
@@ -173,6 +175,8 @@ enum Next {
     Stop(StopReason),
     /// A snapshot could not be loaded.
     LoadFailed(LoadError),
+    /// No machine can come any more.
+    NotReceived(String),
 }
 
 /// Makes what a machine needs besides its configuration, for each try to start one.
@@ -195,6 +199,8 @@ pub struct Instance {
     incoming: Option<Incoming>,
     /// The thread that waits for it.
     reception: Option<JoinHandle<()>>,
+    /// Whether the process is there for nothing else.
+    only_receives: bool,
 }
 
 impl Instance {
@@ -221,6 +227,7 @@ impl Instance {
             described: false,
             incoming: None,
             reception: None,
+            only_receives: false,
         })
     }
 
@@ -307,6 +314,7 @@ impl Instance {
                 Outcome::Stopped(reason)
             }
             Next::LoadFailed(error) => Outcome::LoadFailed(error),
+            Next::NotReceived(why) => Outcome::NotReceived(why),
         };
         Ok((outcome, subscribers))
     }

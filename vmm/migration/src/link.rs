@@ -50,6 +50,9 @@ pub enum LinkError {
     /// The socket cannot be used.
     #[error("the connection cannot be used")]
     Socket(#[from] io::Error),
+    /// There was one connection, and no other can come.
+    #[error("the socket that was passed is one connection, which has come to its end")]
+    Spent,
     /// The wait for a connection was ended.
     #[error("nobody is waited for any more")]
     Stopped,

@@ -128,6 +128,11 @@ impl Listener {
         }
     }
 
+    /// Whether no other connection can come.
+    pub fn is_spent(&self) -> bool {
+        matches!(&self.kind, Kind::Fd { is_taken, .. } if is_taken.load(Ordering::Acquire))
+    }
+
     /// The next connection; `None` if there is none within `limit`. Nothing is read from it, so
     /// somebody who says nothing keeps nobody else waiting.
     ///

@@ -16,12 +16,19 @@ use super::{Control, Door, Incoming, IncomingEvent, Instance, Next, Reception, V
 const LAST_LOOK: Duration = Duration::from_millis(500);
 
 impl Instance {
-    /// Waits for a machine from now on. It takes the place of one that clients describe.
+    /// Waits for a machine from now on, for which this process is there: if no machine can come any
+    /// more, [`Instance::wait_for_start`] ends.
     ///
     /// # Errors
     ///
     /// There is no such place to wait at, or there is something already.
-    pub fn receive(&mut self, request: &ReceiveMigration) -> Result<(), Fault> {
+    pub fn receive_only(&mut self, request: &ReceiveMigration) -> Result<(), Fault> {
+        self.only_receives = true;
+        self.receive(request)
+    }
+
+    /// Waits for a machine from now on. It takes the place of one that clients describe.
+    fn receive(&mut self, request: &ReceiveMigration) -> Result<(), Fault> {
         if self.described {
             return Err(Fault::new(
                 "A machine is received by a process in which none was described yet.",
@@ -155,10 +162,11 @@ impl Instance {
                 return Some(Next::Built(parts));
             }
             IncomingEvent::Drop => incoming.forget(&mut self.description),
-            IncomingEvent::Ended => {
+            IncomingEvent::Ended(broken) => {
                 incoming.forget(&mut self.description);
                 self.incoming = None;
                 self.reception = None;
+                return broken.filter(|_| self.only_receives).map(Next::NotReceived);
             }
         }
         None

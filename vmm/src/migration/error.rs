@@ -33,8 +33,9 @@ pub(crate) enum SourceError {
     Cancelled,
     /// It took too long.
     #[error(
-        "it did not come to an end in time: the guest writes faster than the connection carries; \
-         allow a longer downtime, slow the guest with auto_converge, or let memory follow it"
+        "it did not come to an end in time: allow more of it, or more bandwidth; for a guest that \
+         writes faster than the connection carries, a longer downtime or auto_converge, or let its \
+         memory follow it"
     )]
     TooSlow,
     /// The target lives, and what it lacks has to be asked from it.

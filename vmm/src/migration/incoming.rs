@@ -46,8 +46,8 @@ pub(crate) enum IncomingEvent {
     Run(Sender<Instant>),
     /// Forget it: it does not come.
     Drop,
-    /// Nobody is waited for any more.
-    Ended,
+    /// Nobody is waited for any more; why nobody can be, if that is so.
+    Ended(Option<String>),
 }
 
 /// Since when the guest's clocks have stood still, as both sides know it.

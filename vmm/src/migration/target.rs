@@ -61,31 +61,34 @@ impl Reception {
             .spawn(move || {
                 let (sender, progress) = (self.sender.clone(), self.progress.clone());
                 let end = self.run();
-                sender.send(Event::Incoming(IncomingEvent::Ended));
+                let broken = end.as_ref().and_then(|(phase, why)| {
+                    (*phase == MigrationPhase::Failed).then(|| why.clone())
+                });
+                sender.send(Event::Incoming(IncomingEvent::Ended(broken)));
                 // After that, so that whoever has heard of it finds a process that can wait again.
-                if let Err((phase, why)) = end {
+                if let Some((phase, why)) = end {
                     progress.fail(phase, why);
                 }
             })
     }
 
     /// Waits until a machine has arrived; how the wait ended otherwise.
-    fn run(self) -> Result<(), (MigrationPhase, String)> {
+    fn run(self) -> Option<(MigrationPhase, String)> {
+        let mut last = None;
         while !self.control.is_cancelled() {
             if let Some(met) = self.door.next(LOOK) {
-                if self.receive(met) {
-                    return Ok(());
-                }
+                last = Some(self.receive(met)?);
                 self.control.forget_connections();
-            } else if let Some(why) = self.door.closed() {
-                return Err((MigrationPhase::Failed, why));
+            } else if let Some(closed) = self.door.closed() {
+                let why = last.map_or(closed.clone(), |last| format!("{last}; {closed}"));
+                return Some((MigrationPhase::Failed, why));
             }
         }
-        Err((MigrationPhase::Cancelled, "it was called off".into()))
+        Some((MigrationPhase::Cancelled, "it was called off".into()))
     }
 
-    /// Receives a machine; whether it has arrived.
-    fn receive(&self, met: Met) -> bool {
+    /// Receives a machine; why it has not arrived.
+    fn receive(&self, met: Met) -> Option<String> {
         let Met {
             channel,
             hello,
@@ -94,15 +97,15 @@ impl Reception {
         tracing::info!("a machine comes from {peer}");
         self.door.begin(&hello.session);
         self.progress.restart(&peer);
-        let Err(Failure(why)) = Arrival::new(self, channel).receive(&hello) else {
-            return true;
-        };
+        let Failure(why) = Arrival::new(self, channel).receive(&hello).err()?;
         self.door.drop_move();
         let sender = &self.sender;
         sender.send(Event::Incoming(IncomingEvent::Drop));
-        tracing::warn!("the machine from {peer} has not arrived: {why}");
-        self.progress.wait_again(why);
-        false
+        tracing::warn!(
+            "the machine from {peer} has not arrived, and another one is waited for: {why}"
+        );
+        self.progress.wait_again(why.clone());
+        Some(why)
     }
 }
 

@@ -189,6 +189,9 @@ fn let_in(
         let accepted = listener.accept(LOOK)?;
         strangers.retain(|stranger| !stranger.thread.is_finished());
         let Some(link) = accepted else {
+            if listener.is_spent() && strangers.is_empty() {
+                return Err(LinkError::Spent);
+            }
             continue;
         };
         if strangers.len() >= MOST
