@@ -34,7 +34,7 @@ bare: deps ## Build the bare guest of tests and benchmarks
 demo: build guest ## Boot a Linux guest with a disk and a network and show what it says
 	@resources/demo.sh $(BRUME) $(GUEST)
 
-test: test-unit test-e2e ## Run all tests: unit tests, then end-to-end tests on /dev/kvm
+test: test-unit test-e2e ## Run unit tests, then end-to-end tests on /dev/kvm
 
 # All of the workspace each time: of a part, cargo would compile what that needs once more.
 test-unit: deps ## Run the tests that need no /dev/kvm
@@ -43,7 +43,7 @@ test-unit: deps ## Run the tests that need no /dev/kvm
 test-e2e: build guest bare ## Run the end-to-end tests
 	$(CARGO) test --locked --workspace --test e2e
 
-test-long: build guest bare ## Run the tests that take minutes, or 17 GiB of memory
+test-long: build guest bare ## Run the tests that take minutes, 17 GiB of memory, or a loop device
 	$(CARGO) test --locked --workspace -- --ignored --nocapture
 	$(CARGO) test --locked --workspace --test e2e -- --ignored --nocapture
 

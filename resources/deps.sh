@@ -29,6 +29,6 @@ if [ "${#missing[@]}" -gt 0 ]; then
 fi
 
 if ! command -v cargo >/dev/null; then
-    echo "deps: there is no cargo; install Rust 1.88 or newer (https://rustup.rs)" >&2
+    echo "deps: there is no cargo; install Rust 1.91 or newer (https://rustup.rs)" >&2
     exit 1
 fi

@@ -73,24 +73,27 @@ pub struct MigrationTls {
     /// The key of `certificate`, in PEM form.
     #[schema(value_type = String)]
     pub key: PathBuf,
-    /// The name in the certificate of the receiver; the host of `destination` unless told
-    /// otherwise.
+    /// The name in the certificate of the receiver; the host of `destination`, or
+    /// `localhost`, unless told otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
 }
 
-/// Moves the machine away.
+/// Moves the machine away. When it has gone, with all of its memory, this process ends with status 0;
+/// it stays for five seconds at most, until somebody has seen with GET /migration or in the events how
+/// it went. While it moves, nothing of the machine can be paused, saved or changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SendMigration {
-    /// Where to: `unix:PATH`, `tcp:HOST:PORT`, or `fd:N` for a connected socket that this process
-    /// was started with.
+    /// Where to: `unix:PATH`, `tcp:HOST:PORT` (an IPv6 address in brackets), or `fd:N` for a connected
+    /// socket that this process was started with: one connection, over which memory cannot follow.
     pub destination: String,
     /// How long the guest may stand still, in milliseconds, by what is measured of the connection.
     #[serde(default = "default_max_downtime_ms")]
     #[schema(minimum = 1)]
     pub max_downtime_ms: u32,
-    /// After how many seconds `on_timeout` is done; 0 for never.
+    /// After how many seconds from the request on `on_timeout` is done, while memory or disks move
+    /// and the machine runs here; 0 for never.
     #[serde(default)]
     pub timeout_s: u32,
     /// What becomes of a machine that has not moved by then.
@@ -106,7 +109,7 @@ pub struct SendMigration {
     /// How pages are made smaller on their way.
     #[serde(default)]
     pub compression: MigrationCompression,
-    /// In which order memory and machine move.
+    /// In which order memory and machine move. Memory of 2 MiB pages cannot follow.
     #[serde(default)]
     pub mode: MigrationMode,
     /// Whether to slow the guest down step by step if it writes faster than the connection carries.

@@ -21,7 +21,7 @@ pub enum SnapshotType {
     Full,
 }
 
-/// Writes a machine that is paused to files.
+/// Writes a machine to files, that is paused or, with `pre_copy`, runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {

@@ -77,7 +77,8 @@ enum Command {
     Rebase(RebaseArgs),
     /// Write a machine that runs to files, by the socket of its API.
     ///
-    /// The guest stands still while they are written, and then goes on.
+    /// The guest stands still while they are written (with --pre-copy, while the rest of them is), and
+    /// then does what it did before.
     #[command(after_help = SNAPSHOT_EXAMPLES)]
     Snapshot(SnapshotArgs),
     /// Start a machine from a snapshot, with this terminal as its serial console.
@@ -146,8 +147,13 @@ Examples:
 
 Disks have to be on storage that both sides reach, or be sent along (`migrate --with-disks`): into
 files that are made for them, or into files or devices of the same size that are there already, which
-are overwritten, unless another machine has locked them. Without TLS, whoever reaches the address can
-send a machine or read this one: use it on a network that nobody else is on.
+are overwritten, unless another machine has locked them. TAPs, disks and sockets have the names that
+they have at the source, unless --net, --disk and --vsock say otherwise; relative ones begin here.
+
+One machine comes at a time. If a move comes to nothing the next one is waited for, except at fd:N,
+which is one connection. Before the guest runs here, to end this process leaves the guest at its
+source. Without TLS, whoever reaches the address can send a machine or read this one: use it on a
+network that nobody else is on.
 On the console, Ctrl-A x ends the machine, Ctrl-A h lists the keys.";
 
 const CLONE_EXAMPLES: &str = "\
@@ -202,8 +208,8 @@ pub(crate) struct RunArgs {
     /// finds some), or 2M (reserved huge ones)
     #[arg(long, value_name = "KIND", default_value = "none", value_parser = parse_huge_pages)]
     pub(crate) huge_pages: HugePages,
-    /// Have memory that another process of this host can be given, so that a move there copies
-    /// nothing
+    /// Have memory that another process of this host can be given, so that a move there over a unix
+    /// socket, without TLS, copies nothing
     #[arg(long)]
     pub(crate) shared_memory: bool,
     /// Note which pages are written, for `brume snapshot --diff`

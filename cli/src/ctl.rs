@@ -64,7 +64,8 @@ enum CtlCommand {
     Memory(MemoryCommand),
     /// Move the machine to another process, on this host or on another one, while the guest runs
     ///
-    /// The other process is `brume receive`. This one ends when the guest is there.
+    /// The other process is `brume receive`. This command, and then the machine's process here, end
+    /// when the guest and its memory are there.
     #[command(after_help = migrate::EXAMPLES)]
     Migrate(Box<MigrateArgs>),
     /// Send any request: METHOD PATH [BODY]

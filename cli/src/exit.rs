@@ -16,12 +16,13 @@ use thiserror::Error;
 /// What is told about exit statuses in the help.
 pub(crate) const STATUS_HELP: &str = "\
 Exit status:
-    0  the guest powered off or restarted, or a client of the API ended it
+    0  the guest powered off or restarted, a client of the API ended it, or it has moved to
+       another process
     1  the host failed: no memory, threads or file descriptors, KVM refused a call, or the
        socket of the API cannot be made; or a file of a snapshot is bad or cannot be written;
        or a machine could not be moved, or was lost with the process that it had moved to
     3  /dev/kvm is not there or cannot be used
-    4  the guest shut down by a triple fault (0 with --no-api, as Firecracker has it)
+    4  the guest shut down by a triple fault (0 with Firecracker's flags, as it has it)
     5  KVM failed inside, most often at an instruction it cannot emulate
     6  the processor refused to enter the guest
     7  a vCPU failed in another way
@@ -160,7 +161,10 @@ pub(crate) fn describe(ending: Ending) -> String {
         Ending::PowerOff => "the guest powered off".into(),
         Ending::Reset => "the guest restarted".into(),
         Ending::Moved => "the guest runs in another process now".into(),
-        Ending::Lost => "the guest is lost: its process here has nothing more to do for it".into(),
+        Ending::Lost => {
+            "the guest is lost: it was given up, or the process that it had moved to has ended"
+                .into()
+        }
         Ending::Shutdown => "the guest shut down by a triple fault".into(),
         Ending::Stopped(StopReason::Console) => "ended from the keyboard".into(),
         Ending::Stopped(StopReason::Api) => "ended by the API".into(),

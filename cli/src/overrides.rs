@@ -22,8 +22,8 @@ pub(crate) struct OverrideArgs {
     /// The unix socket of the socket device, if it is not to be the one that it had
     #[arg(long, value_name = "PATH")]
     vsock: Option<String>,
-    /// The file of a disk, if it is not to be the one that it had: it has to hold the same; may be
-    /// given several times
+    /// The file of a disk, if it is not to be the one that it had: it has to hold the same, unless
+    /// its contents come along; may be given several times
     #[arg(long, value_name = "ID=FILE")]
     disk: Vec<Named>,
 }

@@ -82,7 +82,8 @@ pub struct MachineConfig {
     #[schema(value_type = Option<HugePages>)]
     pub huge_pages: HugePages,
     /// brume only: whether the memory is a file without a name, which another process of this host
-    /// can be given, so that a machine that moves there is not copied. Not with reserved pages.
+    /// can be given, so that a machine that moves there over a unix socket, without TLS, is not copied.
+    /// Not with reserved pages.
     #[serde(
         default,
         deserialize_with = "super::null_as_default",

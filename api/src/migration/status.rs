@@ -30,9 +30,9 @@ pub enum MigrationPhase {
     Connecting,
     /// Both agree on what moves.
     Negotiating,
-    /// Memory moves while the guest runs at the source.
+    /// Memory, and disks before it, move while the guest runs at the source.
     PreCopy,
-    /// The guest stands still.
+    /// It is handed over; the guest stands still for most of that.
     SwitchOver,
     /// The guest runs at the target, and memory follows.
     PostCopy,
@@ -43,9 +43,9 @@ pub enum MigrationPhase {
     InDoubt,
     /// The machine is at the target.
     Completed,
-    /// It was called off; the machine is at the source.
+    /// It was called off; the machine, if there is one, is at the source.
     Cancelled,
-    /// It went wrong; the machine is at the source.
+    /// It went wrong, or took too long; the machine, if there is one, is at the source.
     Failed,
     /// The machine was lost with the target before all of its memory had followed, or the source was
     /// told to give it up: it is not at the source any more.
@@ -111,10 +111,10 @@ pub struct MigrationStatus {
     pub phase: MigrationPhase,
     /// In which order memory and machine move.
     pub mode: MigrationMode,
-    /// Where the other side is.
+    /// Where the other side is; at a target that waits, where that is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// The number of the present pass, from 1.
+    /// The number of the present pass, from 1; at the target, of the last one that is over.
     pub pass: u32,
     /// The size of the memory, in bytes.
     pub memory_bytes: u64,
@@ -151,12 +151,12 @@ pub struct MigrationStatus {
     pub compression_ratio_percent: u32,
     /// Page faults that were served, after the guest had moved.
     pub faults: u64,
-    /// What the guest stood still for.
+    /// What the guest stood still for; told by the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime: Option<MigrationDowntime>,
-    /// Why it went wrong.
+    /// Why it went wrong; at a target that waits, the last move, and while memory follows, what broke.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Passes that are over; the oldest are left out if there were very many.
+    /// Passes that are over, told by the source; the oldest are left out if there were very many.
     pub passes: Vec<MigrationPass>,
 }

@@ -347,7 +347,7 @@ pub(super) static ENDPOINTS: [Endpoint; 55] = [
     put(
         "/snapshot/create",
         "createSnapshot",
-        "Write a machine that is paused to files",
+        "Write a machine to files, that is paused or (brume only, with pre_copy) runs",
     )
     .takes::<CreateSnapshot>(
         r#"{"snapshot_path": "/snapshot/state", "mem_file_path": "/snapshot/memory"}"#,
@@ -368,7 +368,7 @@ pub(super) static ENDPOINTS: [Endpoint; 55] = [
     patch(
         "/vm",
         "patchVm",
-        "Pause, resume, or (brume only, and at any time) end the machine",
+        "Pause, resume, or (brume only, unless another process still needs its memory) end the machine",
     )
     .takes::<VmPatch>(r#"{"state": "Paused"}"#)
     .after_start(),

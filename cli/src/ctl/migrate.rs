@@ -38,8 +38,15 @@ Memory moves while the guest runs; what it writes meanwhile moves again, until t
 within --max-downtime. A guest that writes faster than the connection carries never gets there: slow
 it down with --auto-converge, have it moved at --timeout, or use --mode post-copy or hybrid.
 
-Ctrl-C calls the move off, and a second one leaves it alone. The status is 0 only if the guest is at
-the other side; 1 if the move was called off or went wrong, in which case the guest goes on here.
+Ctrl-C calls the move off while that can be done; a second one, or SIGTERM, leaves it alone. The
+status is 0 when the guest and its memory are at the other side (with --detach, when the move has
+begun), 1 if the move was called off or went wrong (the guest goes on here, or is lost: it is said
+which), 8 if the machine refused or nobody answers, 130 or 143 if the move was left alone.
+
+What ends the process that the machine is in: before the hand-over the move is called off with it;
+while it is in doubt the other side waits for `--decide run`; while memory follows from here, the
+first signal waits until all of it is there, and a second one loses the guest. A target that is ended
+before it runs the guest leaves it here.
 
 If the connection breaks at the hand-over, both sides wait for each other: the source looks for the
 target by itself, and --resume names another address. If one of them is lost for good, say `--decide
@@ -52,25 +59,26 @@ source whose target is lost for good, and the guest with it.";
 #[derive(Args)]
 #[command(group = ArgGroup::new("what").required(true))]
 pub(super) struct MigrateArgs {
-    /// Move the machine to the process that waits there: unix:PATH, tcp:HOST:PORT, or fd:N for a
-    /// connected socket that the machine's process was started with
+    /// Move the machine to the process that waits there: unix:PATH, tcp:HOST:PORT (an IPv6 address
+    /// in brackets), or fd:N for a connected socket that the machine's process was started with,
+    /// which is one connection, for pre-copy only
     #[arg(long, value_name = "ADDR", group = "what")]
     to: Option<String>,
     /// Show how far a move is
     #[arg(long, group = "what")]
     status: bool,
-    /// Follow a move that was begun before
+    /// Follow a move that was begun before; Ctrl-C calls it off here, too
     #[arg(long, group = "what")]
     follow: bool,
-    /// Change the limits of a move: --max-downtime, --bandwidth, --timeout, --on-timeout and
+    /// Change the limits of a move, at its source: --max-downtime, --bandwidth, --timeout, --on-timeout and
     /// --auto-converge
     #[arg(long, group = "what")]
     change: bool,
     /// Call a move off: the guest stays here
     #[arg(long, group = "what")]
     cancel: bool,
-    /// Go on with a move whose connection broke at the hand-over, or while memory followed, at the
-    /// same address or at another one
+    /// Go on with a move whose connection broke at the hand-over, or while memory followed: say so
+    /// to its source, which looks at the same address or at another one
     #[arg(long, value_name = "ADDR", group = "what", num_args = 0..=1)]
     resume: Option<Option<String>>,
     /// Decide about a machine whose other side is lost since the hand-over: run it here, or
@@ -98,12 +106,13 @@ struct LimitArgs {
     /// The most bytes per second while the guest runs here, such as 500M or 2G; 0 for no limit
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     bandwidth: Option<u64>,
-    /// When to do what --on-timeout says, such as 60s or 5m; 0 for never [default: 0]
+    /// When to do what --on-timeout says, such as 60s or 5m from the begin on, while memory or disks
+    /// move and the guest runs here; 0 for never [default: 0]
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     timeout: Option<u32>,
-    /// What becomes of a guest that has not moved by then: it stays (cancel), moves at once however
-    /// long it stands still (force), or moves at once and its memory follows (post-copy)
-    /// [default: cancel]
+    /// What becomes of a guest that has not moved by then: it stays (cancel), moves however long it
+    /// stands still (force), or moves and its memory follows (post-copy); the disks of --with-disks
+    /// go over once before that, without a limit [default: cancel]
     #[arg(long, value_name = "WHAT")]
     on_timeout: Option<OnTimeoutArg>,
     /// Slow the guest down step by step if it writes faster than the connection carries
@@ -121,7 +130,7 @@ struct LimitArgs {
 #[derive(Args)]
 struct WayArgs {
     /// What moves first: memory (pre-copy), the machine (post-copy), or one pass over memory, then
-    /// the machine, then the rest (hybrid) [default: pre-copy]
+    /// the machine, then the rest (hybrid); memory of 2M pages goes first [default: pre-copy]
     #[arg(long, value_name = "HOW")]
     mode: Option<ModeArg>,
     /// How many connections carry memory, 1 to 16 [default: 1]
@@ -136,7 +145,8 @@ struct WayArgs {
     with_disks: bool,
     #[command(flatten)]
     tls: TlsArgs,
-    /// The name in the certificate of the other side [default: the host of --to]
+    /// The name in the certificate of the other side [default: the host of --to, or
+    /// localhost]
     #[arg(long, value_name = "NAME", requires = "tls_ca")]
     tls_name: Option<String>,
 }

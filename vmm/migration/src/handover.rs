@@ -28,6 +28,8 @@
 //!        +--Cancel, LoadFailed---------------------- Asked --Commit: TakenOver-+
 //! ```
 //!
+//! What a person gives up, and what a peer says that it never should, are left out.
+//!
 //! # Why two never run
 //!
 //! The source resumes the guest only if no `Commit` was sent, or if it knows that the target did

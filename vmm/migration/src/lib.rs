@@ -29,7 +29,7 @@
 //!
 //! Until it has sent `Commit` the source may go on with the guest at any time, after it has said
 //! `Cancel`. The target goes on with it only after `Commit`, or once it is ready and the source's
-//! process has ended. What becomes of the machine when a connection is lost: [`SourceState`],
+//! process has ended, or somebody has decided. What becomes of the machine when a connection is lost: [`SourceState`],
 //! [`TargetState`].
 
 mod address;

@@ -107,18 +107,26 @@ pub(super) fn help(status: &MigrationStatus) -> Option<String> {
         }
         MigrationPhase::PostCopyInterrupted => Some(format!(
             "the connection broke while memory followed: the guest runs at {peer} until it touches \
-             what is missing. `brume receive` there still waits; `brume ctl migrate --resume` here \
-             goes on"
+             what is missing. This process looks for it again and again; `brume ctl migrate --resume \
+             ADDR` names another address, and `--decide abandon` gives the guest up"
         )),
         MigrationPhase::InDoubt => {
             let other_way = match status.role {
                 MigrationRole::Source => "; --resume ADDR tries another address",
                 _ => "",
             };
+            // A target without all of the memory cannot run it.
+            let runs_here = status.role == MigrationRole::Source || status.remaining_pages == 0;
+            let lost = if runs_here {
+                "`brume ctl migrate --decide run` has it go on here"
+            } else {
+                "the guest is lost with the rest of its memory: `brume ctl migrate --decide abandon` \
+                 gives it up"
+            };
             Some(format!(
                 "the connection broke at the hand-over: neither side runs the guest until both have \
                  found each other, which is tried again and again{other_way}. If {peer} is lost for \
-                 good, `brume ctl migrate --decide run` has it go on here"
+                 good, {lost}"
             ))
         }
         _ => None,
