@@ -45,8 +45,8 @@ which), 8 if the machine refused or nobody answers, 130 or 143 if the move was l
 
 What ends the process that the machine is in: before the hand-over the move is called off with it;
 while it is in doubt the other side waits for `--decide run`; while memory follows from here, the
-first signal waits until all of it is there, and a second one loses the guest. A target that is ended
-before it runs the guest leaves it here.
+first signal waits until all of it is there, and a second one loses the guest. A target that is
+ended before it runs the guest leaves it here.
 
 If the connection breaks at the hand-over, both sides wait for each other: the source looks for the
 target by itself, and --resume names another address. If one of them is lost for good, say `--decide
