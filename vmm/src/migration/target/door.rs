@@ -28,7 +28,11 @@ const GREETING_LIMIT: Duration = Duration::from_secs(5);
 const MOST: usize = 16;
 /// How long a source waits for the end of another's move before it is sent away: one that has just
 /// failed may be tried again at once.
-const OTHER_LIMIT: Duration = Duration::from_secs(1);
+const OTHER_LIMIT: Duration = if cfg!(test) {
+    Duration::from_secs(3)
+} else {
+    Duration::from_secs(1)
+};
 /// The most who wait for that at once. Closing its connection wakes nobody of them.
 const MOST_OTHERS: usize = 4;
 
