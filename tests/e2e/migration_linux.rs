@@ -170,7 +170,9 @@ fn moved(around: &Surroundings, machine: Machine, number: usize, losses: &mut Lo
     assert_eq!(around.lan.port_of(&text(MAC)), port);
 
     let downtime = Duration::from_micros(status.downtime.unwrap().total_us);
-    losses.note(&pings, interval, downtime);
+    let lost = losses.note(&pings, interval, downtime);
+    let sent = pings.len();
+    println!("{number}: {downtime:?}, {lost} of {sent} pings lost, one each {interval:?}");
     println!("{number}: {heard:?}, {} passes", status.passes.len());
     let source = machine.placed.api.vm.wait(SOON);
     source.assert_clean();

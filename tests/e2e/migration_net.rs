@@ -48,7 +48,9 @@ fn frames_are_lost_while_the_guest_stands_still_only() {
         let frames = train.end();
         let told = status.downtime.expect("a downtime").total_us;
         let downtime = Duration::from_micros(told);
-        losses.note(&frames, INTERVAL, downtime);
+        let lost = losses.note(&frames, INTERVAL, downtime);
+        let sent = frames.len();
+        println!("{number}: {downtime:?}, {lost} of {sent} frames lost");
         let heard = listener.end(ANNOUNCED);
         assert!(heard.has(ANNOUNCED), "{heard:?}");
         assert_eq!(lan.port_of(MAC_TEXT), format!("port{}", target.host));

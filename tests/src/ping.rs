@@ -244,31 +244,27 @@ pub struct Losses {
 const NO_PROCESSOR: Duration = Duration::from_secs(1);
 
 impl Losses {
-    /// Notes a train with `interval`, during which the machine stood still for `downtime`.
+    /// Notes a train with `interval`, during which the machine stood still for `downtime`; how many
+    /// were lost.
     ///
     /// # Panics
     ///
     /// Far more than may be were lost.
     #[track_caller]
-    pub fn note(&mut self, pings: &[Ping], interval: Duration, downtime: Duration) {
-        let lost: Vec<_> = pings
-            .iter()
-            .filter(|ping| ping.answered.is_none())
-            .collect();
+    pub fn note(&mut self, pings: &[Ping], interval: Duration, downtime: Duration) -> usize {
+        let begun = pings.first().map(|ping| ping.sent);
+        let lost = pings.iter().filter(|ping| ping.answered.is_none());
+        let when: Vec<_> = lost.filter_map(|ping| Some(ping.sent - begun?)).collect();
         let in_time = |time: Duration| time.as_micros().div_ceil(interval.as_micros()) + 1;
         let (allowed, most) = (in_time(downtime), in_time(downtime + NO_PROCESSOR));
         self.trains += 1;
-        self.late += usize::from(lost.len() as u128 > allowed);
-        let begun = pings.first().map(|ping| ping.sent);
-        let when: Vec<_> = lost
-            .iter()
-            .filter_map(|ping| Some(ping.sent - begun?))
-            .collect();
+        self.late += usize::from(when.len() as u128 > allowed);
         assert!(
-            lost.len() as u128 <= most,
+            when.len() as u128 <= most,
             "{downtime:?} stood still; of {} pings each {interval:?} these were lost: {when:?}",
             pings.len()
         );
+        when.len()
     }
 
     /// Checks that it was few trains that lost more than they should.

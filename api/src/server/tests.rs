@@ -209,16 +209,22 @@ fn rest_of(mut stream: UnixStream) -> String {
     rest
 }
 
-#[test]
-fn what_was_asked_is_answered_and_what_was_told_goes_out_before_the_end() {
+/// A server whose machine does not answer yet, a client that has asked, and the answer to give.
+fn asked() -> (Fixture, UnixStream, Reply) {
     let (later, asked) = mpsc::channel();
     let server = Fixture::with(Later(later));
-    let mut watcher = server.connect();
-    watcher.write_all(b"GET /events HTTP/1.1\r\n\r\n").unwrap();
-    read_until(&mut watcher, "\r\n\r\n");
     let mut client = server.connect();
     client.write_all(b"GET /version HTTP/1.1\r\n\r\n").unwrap();
     let reply = asked.recv().unwrap();
+    (server, client, reply)
+}
+
+#[test]
+fn what_was_asked_is_answered_and_what_was_told_goes_out_before_the_end() {
+    let (server, client, reply) = asked();
+    let mut watcher = server.connect();
+    watcher.write_all(b"GET /events HTTP/1.1\r\n\r\n").unwrap();
+    read_until(&mut watcher, "\r\n\r\n");
     let silent = server.connect();
     server.events.publish(MachineEvent::Reset);
     let ends = thread::spawn(move || {
@@ -239,10 +245,6 @@ fn what_was_asked_is_answered_and_what_was_told_goes_out_before_the_end() {
 
 #[test]
 fn nobody_is_waited_for_for_ever() {
-    let (later, asked) = mpsc::channel();
-    let server = Fixture::with(Later(later));
-    let mut client = server.connect();
-    client.write_all(b"GET /version HTTP/1.1\r\n\r\n").unwrap();
-    let _never = asked.recv().unwrap();
+    let (server, _client, _never) = asked();
     drop(server.serving);
 }

@@ -179,7 +179,10 @@ pub fn run() {
 
 /// Waits for a byte from the console, if it is to.
 fn hold() {
-    while params::number("bare.hold", 0) != 0 && console::read_byte().is_none() {
+    if params::number("bare.hold", 0) == 0 {
+        return;
+    }
+    while console::read_byte().is_none() {
         core::hint::spin_loop();
     }
 }

@@ -35,7 +35,7 @@ impl Instance {
             ));
         }
         // It is told only after that how the last wait ended.
-        let is_told = self.telemetry.migration.peek().phase.is_over();
+        let is_told = self.telemetry.migration.is_over();
         if self.incoming.is_some() || !is_told {
             return Err(Fault::new("A machine is awaited already."));
         }

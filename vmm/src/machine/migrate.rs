@@ -100,7 +100,7 @@ impl Machine {
             return Err(Fault::new("The machine is not here any more."));
         }
         // It is told only after that how the last move ended.
-        let is_told = self.telemetry.migration.peek().phase.is_over();
+        let is_told = self.telemetry.migration.is_over();
         if self.moving.is_some() || !is_told && !self.is_followed() {
             return Err(Fault::new("The machine is being moved already."));
         }

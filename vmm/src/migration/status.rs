@@ -186,6 +186,11 @@ impl Progress {
         state.status.clone()
     }
 
+    /// Whether nothing more will come of the last move, or there was none.
+    pub(crate) fn is_over(&self) -> bool {
+        self.lock().status.phase.is_over()
+    }
+
     /// Waits until somebody has seen how it ended.
     pub(crate) fn wait_seen(&self, limit: Duration) {
         let state = self.lock();
